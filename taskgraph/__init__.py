@@ -1,0 +1,3 @@
+"""NumPy-like expressions that become Dask task graphs."""
+
+__version__ = "0.1.0"
