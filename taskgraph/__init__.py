@@ -1,3 +1,69 @@
-"""NumPy-like expressions that become Dask task graphs."""
+"""NumPy-like expressions that become Dask task graphs, with gradients, on clusters that mix CPUs and GPUs.
+
+    import taskgraph as tg
+
+    x = tg.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    y = 3 * x**2 + 2 * x + 3
+    y.backward(tg.ones((2, 2)))
+    x.grad.compute()
+
+The array functions are those of the array API standard (2024.12).
+"""
+
+import dask
 
 __version__ = "0.1.0"
+__array_api_version__ = "2024.12"
+
+if dask.config.get("array.query-planning", False):
+    raise ImportError(
+        "dask-taskgraph cannot run on dask.array's query planning (array-expr): set the Dask option "
+        "'array.query-planning' to False (DASK_ARRAY__QUERY_PLANNING=False) before importing taskgraph"
+    )
+
+from math import e, inf, nan, pi
+from typing import Any
+
+from numpy import (
+    bool_ as bool,
+)
+from numpy import (
+    complex64,
+    complex128,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    newaxis,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+
+from taskgraph import random
+from taskgraph.device import device
+from taskgraph.machine import Device, Machine
+from taskgraph.ops import *  # noqa: F403
+from taskgraph.plan import Plan, plan
+from taskgraph.random import randn
+from taskgraph.session import Session, Variable, placeholder
+from taskgraph.tensor import Tensor
+
+#: Names of the layers above, resolved when they are first used.
+_LAZY = ("gradients", "LocalCluster", "TilePlacement")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from taskgraph.upward import resolve
+
+        return resolve(name)
+    raise AttributeError(f"module 'taskgraph' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

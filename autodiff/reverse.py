@@ -1,0 +1,126 @@
+"""Reverse mode: gradient expressions appended to a graph.
+
+Design note. The pass walks the graph once, from the results to the inputs, and adds up cotangents; the rules stand in
+the rows of the primitive table. A rule gives cotangents of the result's (broadcast) shape; they are summed to the
+input's shape here, once for everybody. Cotangents are ordinary expressions that refer to the forward pass's own, so one
+submission computes both and nothing twice. Each rule runs under the pin of the expression that it differentiates, and
+what it makes is named after it in Dask's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from taskgraph.expr import Expr, gradient_label, labelled, pinned, topological
+from taskgraph.ops.create import FULL, scalar
+from taskgraph.ops.reduce import sum as sum_
+from taskgraph.ops.shape import reshape
+from taskgraph.tensor import Tensor, apply, as_tensor
+
+
+def gradients(ys: Any, xs: Any, grad_ys: Any = None) -> Any:
+    """The gradient of the sum of all elements of `ys` with respect to each of `xs`, as tensors of the shapes of `xs`.
+
+    ys, xs: a tensor or a list of them; xs may be any tensors of the graph, inputs or intermediate ones. grad_ys: the
+    cotangents that stand for the derivative of something further with respect to each of `ys` (ones where None), of
+    their shapes. Gives a list, or one tensor where `xs` is one. With respect to what `ys` does not depend on, the
+    gradient is zeros.
+
+    Equal expressions are one expression: the gradient with respect to `2 * x` covers every `2 * x` of the graph.
+
+    Raises TypeError for a tensor of integers or booleans, NotImplementedError for complex ones or an operation that has
+    no rule, ValueError where a cotangent has another shape than its tensor.
+
+    >>> import taskgraph as tg
+    >>> x = tg.asarray([1.0, 2.0])
+    >>> tg.gradients(3 * x**2, x).compute()
+    array([ 6., 12.])
+    """
+    many = isinstance(xs, list | tuple)
+    targets = [as_tensor(x) for x in (xs if many else [xs])]
+    results = [as_tensor(y) for y in (ys if isinstance(ys, list | tuple) else [ys])]
+    for role, tensors in (("ys", results), ("xs", targets)):
+        for n, t in enumerate(tensors):
+            _check_real(f"{role}[{n}]", t)
+    found = _backpropagate(results, _seeds(results, grad_ys), targets)
+    return found if many else found[0]
+
+
+def _check_real(name: str, t: Tensor) -> None:
+    if t.dtype.kind == "c":
+        raise NotImplementedError(f"gradients: {name} ('{t.expr.op.name}', {t.dtype}) is complex; only real ones are differentiated")
+    if t.dtype.kind != "f":
+        raise TypeError(f"gradients: {name} ('{t.expr.op.name}') is {t.dtype}; only floating point tensors have gradients")
+
+
+def _seeds(ys: Sequence[Tensor], grad_ys: Any) -> list[Tensor]:
+    if grad_ys is None:
+        return [_filled(y, 1.0) for y in ys]
+    given = list(grad_ys) if isinstance(grad_ys, list | tuple) else [grad_ys]
+    if len(given) != len(ys):
+        raise ValueError(f"gradients: {len(given)} cotangents for {len(ys)} results")
+    seeds = []
+    for n, (y, g) in enumerate(zip(ys, given, strict=True)):
+        ct = _filled(y, 1.0) if g is None else as_tensor(g)
+        if ct.shape != y.shape:
+            raise ValueError(f"gradients: ys[{n}] is {y.shape}, its cotangent is {ct.shape}")
+        seeds.append(ct if ct.dtype == y.dtype else ct.astype(y.dtype))
+    return seeds
+
+
+def _filled(t: Tensor, value: float) -> Tensor:
+    return apply(FULL, shape=t.shape, dtype=t.dtype, chunks=t.chunks, fill_value=value) if t.shape else scalar(value, t.dtype)
+
+
+def _backpropagate(ys: Sequence[Tensor], seeds: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
+    order = topological([y.expr for y in ys])
+    needed = _depending_on({x.expr for x in xs}, order)
+    cotangents: dict[Expr, Tensor] = {}
+    for y, seed in zip(ys, seeds, strict=True):
+        _accumulate(cotangents, y.expr, seed)
+    for node in reversed(order):
+        ct = cotangents.get(node)
+        if ct is None or node not in needed or not any(i in needed for i in node.inputs):
+            continue
+        with pinned(node.device), labelled(gradient_label(node)):
+            for i, t in zip(node.inputs, _pull_back(node, ct), strict=True):
+                if t is not None and i in needed:
+                    _accumulate(cotangents, i, _summed_to(t, i.shape))
+    return [cotangents[x.expr] if x.expr in cotangents else _filled(x, 0.0) for x in xs]
+
+
+def _depending_on(xs: set[Expr], order: Sequence[Expr]) -> set[Expr]:
+    """The expressions through which the gradient must pass: those that depend on an x by a floating point path."""
+    found: set[Expr] = set()
+    for node in order:
+        if node in xs or (np.issubdtype(node.dtype, np.inexact) and any(i in found for i in node.inputs)):
+            found.add(node)
+    return found
+
+
+def _pull_back(node: Expr, ct: Tensor) -> Sequence[Tensor | None]:
+    if node.op.vjp is None:
+        raise NotImplementedError(f"gradients: '{node.op.name}' has no rule for reverse mode")
+    if node.dtype.kind == "c":
+        raise NotImplementedError(f"gradients: '{node.op.name}' is complex here; only real ones are differentiated")
+    found = node.op.vjp(ct, Tensor(node), *[Tensor(i) for i in node.inputs], **node.params)
+    return (None,) * len(node.inputs) if found is None else found
+
+
+def _accumulate(cotangents: dict[Expr, Tensor], node: Expr, ct: Tensor) -> None:
+    known = cotangents.get(node)
+    cotangents[node] = ct if known is None else known + ct
+
+
+def _summed_to(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The transpose of broadcasting: sums over the axes along which an input of that shape was repeated."""
+    if t.shape == shape:
+        return t
+    lead = t.ndim - len(shape)
+    repeated = tuple(range(lead)) + tuple(
+        lead + a for a, s in enumerate(shape) if s == 1 and t.shape[lead + a] != 1
+    )
+    return reshape(sum_(t, axis=repeated) if repeated else t, shape)

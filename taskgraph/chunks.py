@@ -1,0 +1,69 @@
+"""Block sizes: how they combine, and how they are cut where the user does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from dask.array.core import common_blockdim, normalize_chunks
+
+from taskgraph.expr import Chunks, DType, Shape
+
+
+def broadcast(shapes: Sequence[Shape]) -> Shape:
+    """The shape that all the shapes broadcast to; ValueError where there is none."""
+    if all(s == shapes[0] for s in shapes):
+        return shapes[0]
+    return np.broadcast_shapes(*shapes)
+
+
+def unify(shape: Shape, operands: Sequence[tuple[Shape, Chunks]]) -> Chunks:
+    """Blocks of the result of an elementwise operation of that shape: the common refinement of its inputs' blocks."""
+    of_full_shape = [c for s, c in operands if s == shape]
+    if len(of_full_shape) == len(operands) and all(c == of_full_shape[0] for c in of_full_shape):
+        return of_full_shape[0]
+    result = []
+    for axis in range(len(shape)):
+        sizes = set()
+        for s, c in operands:
+            at = axis - (len(shape) - len(s))
+            if at >= 0 and s[at] == shape[axis]:
+                sizes.add(c[at])
+        result.append(sizes.pop() if len(sizes) == 1 else tuple(common_blockdim(sizes)))
+    return tuple(result)
+
+
+def aligned(wanted: Chunks, shape: Shape) -> Chunks:
+    """Blocks that an input of that shape must have to be used block by block in a result with the blocks `wanted`."""
+    offset = len(wanted) - len(shape)
+    return tuple(
+        wanted[offset + axis] if size == sum(wanted[offset + axis]) else (size,) for axis, size in enumerate(shape)
+    )
+
+
+def normalize(chunks: Any, shape: Shape, dtype: DType) -> Chunks:
+    """Chunks as Dask takes them ("auto", a number, one per axis) as block sizes; "auto" follows `array.chunk-size`."""
+    return tuple(tuple(int(c) for c in axis) for axis in normalize_chunks(chunks, shape=shape, dtype=dtype))
+
+
+def numblocks(chunks: Chunks) -> tuple[int, ...]:
+    return tuple(len(c) for c in chunks)
+
+
+def is_single(chunks: Chunks) -> bool:
+    """Whether it is all one block."""
+    return all(len(c) == 1 for c in chunks)
+
+
+def offsets(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Where every block begins.
+
+    >>> offsets((3, 3, 1))
+    (0, 3, 6)
+    """
+    starts, at = [], 0
+    for s in sizes:
+        starts.append(at)
+        at += s
+    return tuple(starts)

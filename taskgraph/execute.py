@@ -1,0 +1,194 @@
+"""Execution: from expressions to values, on a cluster or on Dask's local scheduler."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.threaded
+import numpy as np
+from dask.array.core import concatenate3
+from dask.base import get_scheduler
+
+from taskgraph.expr import Expr, Opaque, bind, pinned, substitute, topological
+from taskgraph.lower import Lowered, Output, lower
+from taskgraph.machine import Machine
+from taskgraph.passes import simplify
+from taskgraph.plan import Plan, plan
+from taskgraph.primitives import find
+from taskgraph.spec import validate
+from taskgraph.upward import resolve
+
+#: What runs a collection of ours where no client is in force.
+local_get = dask.threaded.get
+
+
+# -- from expressions to a Dask graph ----------------------------------------------------------------------------------
+
+
+def with_values(exprs: Sequence[Expr], fed: Mapping[Expr, Expr] | None = None) -> tuple[Expr, ...]:
+    """The expressions with the values of placeholders (`fed`) and of variables in their places.
+
+    Raises ValueError, naming it, for a placeholder that is needed and not fed.
+    """
+    values = dict(fed or {})
+    for node in topological(exprs, until=values):
+        if node.op.name == "variable":
+            values[node] = node.params["state"].value.expr
+        elif node.op.name == "placeholder" and node not in values:
+            name = node.params["name"]
+            raise ValueError(
+                f"placeholder {name!r} ({node.dtype}, {node.shape}) was not fed; "
+                f"pass its value to Session.run(..., feed_dict={{{name}: ...}})"
+            )
+    return substitute(exprs, values) if values else tuple(exprs)
+
+
+def planned(exprs: Sequence[Expr], machine: Machine) -> Plan:
+    """The plan of some expressions on a machine: what a run would follow."""
+    checked = validate(simplify(validate(exprs)))
+    return plan(list(checked), machine)
+
+
+def lowered(exprs: Sequence[Expr], machine: Machine) -> Lowered:
+    """The Dask graph of some expressions on a machine."""
+    found = planned(exprs, machine)
+    validate(found.roots)
+    return lower(found)
+
+
+def lowered_for_dask(exprs: Sequence[Expr]) -> Lowered:
+    """The Dask graph that Dask gets when it computes a tensor as a collection: for the client in force."""
+    return lowered(with_values(exprs), machine_of(_client_in_force()))
+
+
+# -- where it runs -----------------------------------------------------------------------------------------------------
+
+
+def _client_in_force() -> Any:
+    """The `distributed.Client` that Dask would use now, None where it would use a local scheduler."""
+    get = get_scheduler()
+    client = getattr(get, "__self__", None)
+    return client if client is not None and hasattr(client, "scheduler_info") else None
+
+
+_ready: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def machine_of(client: Any) -> Machine:
+    """The machine behind a client (this process where None), made ready for our tasks on first use.
+
+    Ready means: scheduler and workers have this package in this version, and the scheduler has the placement plugin.
+    Raises RuntimeError with what to install where that is not so.
+    """
+    if client is None:
+        return Machine.local()
+    if client.asynchronous:
+        raise TypeError("an asynchronous client cannot be asked for its machine here; use a synchronous one")
+    if _ready.get(client) != client.scheduler.address:
+        _check_versions(client)
+        client.register_plugin(resolve("TilePlacement")())
+        _ready[client] = client.scheduler.address
+    return Machine.from_client(client)
+
+
+def _check_versions(client: Any) -> None:
+    from taskgraph import __version__ as ours
+
+    found = client.get_versions(check=False, packages=["taskgraph"])
+    nodes = {"the scheduler": found["scheduler"], **{f"worker {a}": v for a, v in found["workers"].items()}}
+    for who, versions in nodes.items():
+        theirs = versions["packages"].get("taskgraph") if versions else None
+        if theirs != ours:
+            has = f"has dask-taskgraph {theirs}" if theirs else "lacks dask-taskgraph"
+            raise RuntimeError(f"{who} {has}, the client has {ours}: run `pip install dask-taskgraph=={ours}` there")
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def assemble(blocks: Any, ndim: int) -> Any:
+    """One array of its nested blocks; a NumPy scalar where it has no dimensions."""
+    if ndim == 0:
+        return np.asarray(blocks[0])[()]
+    only: Any = blocks
+    for _ in range(ndim):
+        if len(only) > 1:
+            return concatenate3(blocks)
+        only = only[0]
+    return np.asarray(only)
+
+
+def compute(exprs: Sequence[Expr], scheduler: Any = None, **kwargs: Any) -> list[Any]:
+    """The values of some expressions, as NumPy arrays, in one run: what they share is computed once."""
+    return run(with_values(exprs), [False] * len(exprs), scheduler, **kwargs)
+
+
+def persist(exprs: Sequence[Expr], scheduler: Any = None, **kwargs: Any) -> list[Expr]:
+    """The same expressions with their blocks computed and kept where they were computed."""
+    return run(with_values(exprs), [True] * len(exprs), scheduler, **kwargs)
+
+
+def run(exprs: Sequence[Expr], keep: Sequence[bool], scheduler: Any = None, **kwargs: Any) -> list[Any]:
+    """Run some expressions at once: each gives its values, or, where `keep`, an expression of the blocks left in place."""
+    if not exprs:
+        return []
+    get = get_scheduler(scheduler=scheduler) or local_get
+    client = getattr(get, "__self__", None)
+    machine = machine_of(client if hasattr(client, "scheduler_info") else None)
+    graph = lowered(exprs, machine)
+    if not machine.is_cluster:
+        found = get(graph.graph.to_dict(), graph.keys, **kwargs)
+    else:
+        futures = client.get(graph.graph, graph.keys, sync=False, **kwargs)
+        found = [f if kept else _gather(client, f) for f, kept in zip(futures, keep, strict=True)]
+    return [
+        _kept(blocks, out, e) if kept else assemble(blocks, e.ndim)
+        for blocks, out, e, kept in zip(found, graph.outputs, exprs, keep, strict=True)
+    ]
+
+
+def _gather(client: Any, futures: Any) -> Any:
+    return client.gather(futures)
+
+
+def _kept(blocks: Any, output: Output, expr: Expr) -> Expr:
+    return persisted(dict(_pairs(output.keys, blocks)), output, expr.device)
+
+
+def _pairs(keys: Any, blocks: Any) -> list[tuple[Any, Any]]:
+    """Each key beside its block; keys nest in lists, blocks in whatever the scheduler gives."""
+    if not isinstance(keys, list):
+        return [(keys, blocks)]
+    return [pair for k, b in zip(keys, blocks, strict=True) for pair in _pairs(k, b)]
+
+
+def persisted(graph: Mapping[Any, Any], output: Output, device: str | None = None) -> Expr:
+    """An expression of blocks that exist: futures of a cluster, or arrays."""
+    array = da.Array(dict(graph), output.name, output.chunks, dtype=output.dtype)
+    with pinned(device):
+        return bind(find("dask"), array=Opaque(array, f"{output.name}-kept"))
+
+
+def to_dask(expr: Expr) -> da.Array:
+    """A Dask array of the tasks of an expression."""
+    graph = lowered_for_dask((expr,))
+    out = graph.outputs[0]
+    return da.Array(graph.graph, out.name, out.chunks, dtype=out.dtype)
+
+
+def explain(exprs: Sequence[Expr], machine: Machine | None = None) -> str:
+    """What a run would do: the plan of the products, and the tasks of each device class."""
+    graph = lowered(with_values(exprs), machine or machine_of(_client_in_force()))
+    from taskgraph.show import tasks_per_kind
+
+    counts = ", ".join(f"{n} on {kind} workers" for kind, n in sorted(tasks_per_kind(graph).items()))
+    return f"{graph.plan.summary()}\n  tasks: {counts}"
+
+
+def configured(name: str, default: Any) -> Any:
+    """A setting of ours in Dask's configuration (`taskgraph.NAME`)."""
+    return dask.config.get(f"taskgraph.{name}", default)

@@ -1,0 +1,314 @@
+"""Lowering: a planned graph becomes Dask layers; the only file that knows HighLevelGraph.
+
+Design note. Products and groups of elementwise work become tasks of ours; everything else is lowered onto dask.array,
+one operation at a time: the operation gets stand-ins for its inputs (arrays of the right name, blocks and type whose
+graph is empty), and what it adds to their graphs are its layers. So a chain of n operations costs n, not n^2, and every
+layer is known to belong to one expression and gets that expression's annotation. After each operation, Dask's shape,
+type and blocks are compared with ours: where they differ, one of the two rules is wrong, and that must not run.
+
+No optimizer of Dask's may see these layers: fusing drops annotations, and with them the placement.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import dask.array as da
+from dask._task_spec import DataNode, Task, TaskRef
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+from taskgraph.chunks import numblocks, offsets
+from taskgraph.expr import Chunks, DType, Expr, topological
+from taskgraph.passes import Group, align, group, is_number, is_small
+from taskgraph.plan import TAG, Plan, ProductPlan, TaskTag
+from taskgraph.program import compile_nodes, number
+from workers.device_tile import run, to_host
+from workers.kernels import gemm_panel, tree_add
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the blocks of a root are: their keys are (name, i, j, ...)."""
+
+    name: str
+    chunks: Chunks
+    dtype: DType
+
+    @property
+    def keys(self) -> list[Any]:
+        """The keys as Dask nests them, one list an axis."""
+        return _nested(self.name, numblocks(self.chunks))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The Dask graph of some expressions, where their blocks are in it, and the plan that it follows."""
+
+    graph: HighLevelGraph
+    outputs: tuple[Output, ...]
+    plan: Plan
+
+    @property
+    def keys(self) -> list[list[Any]]:
+        return [o.keys for o in self.outputs]
+
+
+def _nested(name: str, counts: tuple[int, ...], at: tuple[int, ...] = ()) -> list[Any]:
+    if not counts:
+        return [(name, *at)]
+    if len(counts) == 1:
+        return [(name, *at, i) for i in range(counts[0])]
+    return [_nested(name, counts[1:], (*at, i)) for i in range(counts[0])]
+
+
+@dataclass
+class _Layers:
+    """The layers made so far, and the name under which every expression's blocks are found."""
+
+    plan: Plan
+    layers: dict[str, Any] = field(default_factory=dict)
+    dependencies: dict[str, set[str]] = field(default_factory=dict)
+    names: dict[Expr, str] = field(default_factory=dict)
+
+    def add(self, name: str, tasks: dict[Key, Any], needs: set[str], tag: TaskTag | Callable[[Key], TaskTag]) -> None:
+        self.layers[name] = MaterializedLayer(tasks, annotations={TAG: tag})
+        self.dependencies[name] = needs
+
+    def ref(self, node: Expr, index: tuple[int, ...]) -> TaskRef:
+        return TaskRef((self.names[node], *index))
+
+
+def lower(plan: Plan) -> Lowered:
+    """The Dask graph of a planned graph; every task carries its `TaskTag` as the annotation `TAG`."""
+    plan = align(plan)
+    groups = group(plan)
+    done = _Layers(plan)
+    if is_small(plan, groups):
+        _one_task(done)
+    else:
+        for g in groups:
+            _lower_group(done, g)
+    outputs = tuple(Output(done.names[r], r.chunks, r.dtype) for r in plan.roots)
+    graph = HighLevelGraph(done.layers, done.dependencies)
+    wanted = {k for o in outputs for k in itertools.product([o.name], *[range(n) for n in numblocks(o.chunks)])}
+    return Lowered(graph.cull(wanted), outputs, plan)
+
+
+def _lower_group(done: _Layers, g: Group) -> None:
+    node = g.result
+    if node.op.kind == "product":
+        _lower_product(done, node, done.plan.products[node])
+    elif node.op.kind == "array":
+        _lower_onto_dask(done, node)
+    elif len(g.nodes) == 1 and node.op.name == "constant":
+        _lower_constant(done, node)
+    else:
+        _lower_blocks(done, g)
+
+
+def _tag(done: _Layers, node: Expr) -> TaskTag:
+    tag = TaskTag(kind=done.plan.kind_of(node))
+    if node.device is not None and node.device.startswith("gpu:"):
+        tag["slot"], tag["pinned"] = done.plan.machine.of_kind("gpu")[int(node.device[4:])].name, True
+    return tag
+
+
+# -- elementwise groups and sources ------------------------------------------------------------------------------------
+
+
+def _blocks(chunks: Chunks) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*[range(len(c)) for c in chunks])
+
+
+def _place(chunks: Chunks) -> Callable[[tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]:
+    starts = [offsets(c) for c in chunks]
+    return lambda index: (
+        tuple([s[i] for s, i in zip(starts, index, strict=True)]),
+        tuple([c[i] for c, i in zip(chunks, index, strict=True)]),
+    )
+
+
+def _lower_blocks(done: _Layers, g: Group) -> None:
+    """One task a block: the group's program on the blocks that it takes from elsewhere."""
+    node = g.result
+    program, arguments = compile_nodes(node.label, g.nodes, [node])
+    makers = [_argument(done, a) for a in arguments]
+    tasks: dict[Key, Any] = {}
+    for index in _blocks(node.chunks):
+        key = (node.name, *index)
+        tasks[key] = Task(key, run, program, *[make(index) for make in makers])
+    done.names[node] = node.name
+    done.add(node.name, tasks, _needs(done, arguments), _tag(done, node))
+
+
+def _argument(done: _Layers, a: Expr | Chunks) -> Callable[[tuple[int, ...]], Any]:
+    """What a program's argument is for the block at an index."""
+    if not isinstance(a, Expr):
+        return _place(a)
+    if is_number(a):
+        value = number(a)
+        return lambda index: value
+    return lambda index: done.ref(a, _broadcast_index(a, index))
+
+
+def _needs(done: _Layers, arguments: list[Expr | Chunks]) -> set[str]:
+    return {done.names[a] for a in arguments if isinstance(a, Expr) and not is_number(a)}
+
+
+def _broadcast_index(x: Expr, index: tuple[int, ...]) -> tuple[int, ...]:
+    own = index[len(index) - x.ndim :]
+    return tuple([i if len(c) > 1 else 0 for i, c in zip(own, x.chunks, strict=True)])
+
+
+def _lower_constant(done: _Layers, node: Expr) -> None:
+    """Data of the user's, which travel with the graph: a block each."""
+    place, value = _place(node.chunks), node.params["value"].value
+    tasks: dict[Key, Any] = {}
+    for index in _blocks(node.chunks):
+        start, shape = place(index)
+        block = value[tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))]
+        key = (node.name, *index)
+        on_device = done.plan.kind_of(node) == "gpu"
+        tasks[key] = Task(key, run, _held, block) if on_device else DataNode(key, block)
+    done.names[node] = node.name
+    done.add(node.name, tasks, set(), _tag(done, node))
+
+
+def _held(xp: Any, block: Any) -> Any:
+    return block
+
+
+def _one_task(done: _Layers) -> None:
+    """A graph of little work as one task, and one to take each root's value out where there are several."""
+    nodes = topological(done.plan.roots)
+    for n in nodes:
+        if n.op.name == "dask":
+            _lower_onto_dask(done, n)
+    roots = [r for r in dict.fromkeys(done.plan.roots) if r.op.name != "dask"]
+    program, arguments = compile_nodes(roots[0].label, [n for n in nodes if n.op.name != "dask"], roots)
+    origin = (0,) * max((n.ndim for n in nodes), default=0)
+    args = [_argument(done, a)(origin[: a.ndim if isinstance(a, Expr) else len(a)]) for a in arguments]
+    tag = TaskTag(kind=done.plan.machine.home)
+    names = [(r, (r.name, *(0,) * r.ndim)) for r in roots]
+    whole = names[0][1] if len(roots) == 1 else (f"{roots[0].label}-step-{program_token(roots)}",)
+    done.add(whole[0], {whole: Task(whole, run, program, *args)}, _needs(done, arguments), tag)
+    for n, (root, key) in enumerate(names):
+        done.names[root] = root.name
+        if key != whole:
+            done.add(root.name, {key: Task(key, operator.getitem, TaskRef(whole), n)}, {whole[0]}, tag)
+
+
+def program_token(roots: Sequence[Expr]) -> str:
+    """The token of several expressions together."""
+    return tokenize([r.token for r in roots])
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+def _lower_product(done: _Layers, node: Expr, planned: ProductPlan) -> None:
+    """One task a tile: all of k, or, where k runs in panels apart, one a panel and one that adds them up."""
+    a, b = node.inputs
+    ta, tb = node.params["ta"], node.params["tb"]
+    kernel = partial(_tile, ta=ta, tb=tb)
+    runs = _runs(len(planned.grid.k), planned.panels)
+    parts = node.name if len(runs) == 1 else f"{node.label}-partial-{node.token}"
+    tasks: dict[Key, Any] = {}
+    sums: dict[Key, Any] = {}
+    tags: dict[Key, TaskTag] = {}
+    for tile, index in enumerate(_blocks(node.chunks)):
+        *batch, i, j = index
+        lead_a, lead_b = (_broadcast_lead(x, tuple(batch)) for x in (a, b))
+        pieces = []
+        for panel, ks in enumerate(runs):
+            key = (parts, *index) if len(runs) == 1 else (parts, *index, panel)
+            refs_a = [done.ref(a, (*lead_a, *((k, i) if ta else (i, k)))) for k in ks]
+            refs_b = [done.ref(b, (*lead_b, *((j, k) if tb else (k, j)))) for k in ks]
+            tasks[key] = Task(key, run, kernel, *refs_a, *refs_b)
+            tags[key] = planned.tag(tile, (*index, panel))
+            pieces.append(TaskRef(key))
+        if len(runs) > 1:
+            key = (node.name, *index)
+            sums[key] = Task(key, run, _add_up, *pieces)
+            tags[key] = planned.tag(tile, (*index, len(runs)))
+    done.names[node] = node.name
+    done.add(parts, tasks, {done.names[a], done.names[b]}, tags.__getitem__)
+    if sums:
+        done.add(node.name, sums, {parts}, tags.__getitem__)
+
+
+def _runs(blocks: int, panels: int) -> list[range]:
+    """The k blocks divided into that many runs in a row."""
+    ends = [blocks * p // panels for p in range(panels + 1)]
+    return [range(s, e) for s, e in itertools.pairwise(ends) if e > s]
+
+
+def _broadcast_lead(x: Expr, batch: tuple[int, ...]) -> tuple[int, ...]:
+    own = batch[len(batch) - (x.ndim - 2) :] if x.ndim > 2 else ()
+    return tuple(i if len(c) > 1 else 0 for i, c in zip(own, x.chunks[:-2], strict=True))
+
+
+def _tile(xp: Any, *tiles: Any, ta: bool, tb: bool) -> Any:
+    half = len(tiles) // 2
+    return gemm_panel(xp, tiles[:half], tiles[half:], transpose_a=ta, transpose_b=tb)
+
+
+def _add_up(xp: Any, *parts: Any) -> Any:
+    return tree_add(xp, parts)
+
+
+# -- everything else: dask.array ---------------------------------------------------------------------------------------
+
+
+def _stand_in(name: str, x: Expr) -> da.Array:
+    empty = HighLevelGraph({name: MaterializedLayer({})}, {name: set()})
+    return da.Array(empty, name, x.chunks, dtype=x.dtype)
+
+
+def _lower_onto_dask(done: _Layers, node: Expr) -> None:
+    tag = _tag(done, node)
+    inputs = []
+    for x in node.inputs:
+        name = done.names[x]
+        if tag["kind"] == "gpu" and (x.op.kind != "array" or x.op.name == "dask"):
+            name = _on_host(done, x, tag)
+        inputs.append(_stand_in(name, x))
+    assert node.op.lower is not None, node
+    result = node.op.lower(da, *inputs, **node.params)
+    _check(node, result)
+    stand_ins = {x.name for x in inputs}
+    for name, layer in result.dask.layers.items():
+        if name in stand_ins:
+            continue
+        layer = copy.copy(layer)  # it may be the user's own, in `from_dask`
+        layer.annotations = {**(layer.annotations or {}), TAG: tag}
+        done.layers[name] = layer
+        done.dependencies[name] = set(result.dask.dependencies[name])
+    done.names[node] = result.name
+
+
+def _on_host(done: _Layers, x: Expr, tag: TaskTag) -> str:
+    """The blocks of `x` in the host memory of the GPU-pinned worker where a dask.array operation will use them."""
+    source, name = done.names[x], f"host-{done.names[x]}"
+    tasks: dict[Key, Any] = {
+        (name, *index): Task((name, *index), to_host, TaskRef((source, *index))) for index in _blocks(x.chunks)
+    }
+    done.add(name, tasks, {source}, tag)
+    return name
+
+
+def _check(node: Expr, result: da.Array) -> None:
+    ours, dasks = (node.shape, node.dtype, node.chunks), (result.shape, result.dtype, result.chunks)
+    if ours != dasks:
+        raise AssertionError(
+            f"{node.op.name}: the shape rule says {ours}, Dask made {dasks}; please report this with the expression"
+        )

@@ -1,0 +1,171 @@
+"""The machine: devices and links as data, measured, read from a cluster or made up.
+
+Rates are of one task: a worker that runs several tasks at once is as many slots of that rate.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from taskgraph.expr import DType
+
+KINDS = ("cpu", "gpu")
+
+#: Seconds that a task costs end to end (measured, 2 workers of one host: 0.5 ms).
+TASK_SECONDS = 0.5e-3
+#: Bytes per second between two processes of one host through Dask (measured: about 1 GB/s).
+LINK_BYTES_PER_S = 1e9
+#: Bytes per second between a host and its GPU where it was not measured (PCIe 3 x16 in practice).
+HOST_DEVICE_BYTES_PER_S = 12e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """One worker's device.
+
+    kind: "cpu" or "gpu". memory_bytes: what it may hold. gflops: GEMM rate of one task in 1e9 operations per second, a
+    number or one per dtype name. name: the worker's name. threads: tasks that it runs at once. emulated: stands for a
+    GPU, computes on the CPU.
+    """
+
+    kind: str
+    memory_bytes: int
+    gflops: float | Mapping[str, float]
+    name: str = ""
+    threads: int = 1
+    host_device_bytes_per_s: float | None = None
+    emulated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"Device: kind is one of {KINDS}, not {self.kind!r}")
+        if self.memory_bytes <= 0 or self.threads <= 0:
+            raise ValueError(f"Device {self.name!r}: memory_bytes and threads must be positive")
+
+    def rate(self, dtype: DType) -> float:
+        """Operations per second of one task on products of that dtype.
+
+        A dtype that was not measured is taken to cost what float64 costs: so does BLAS treat what it promotes.
+        """
+        if not isinstance(self.gflops, Mapping):
+            return float(self.gflops) * 1e9
+        known = self.gflops.get(dtype.name) or self.gflops.get("float64") or max(self.gflops.values())
+        return float(known) * 1e9
+
+    @property
+    def link(self) -> float:
+        """Bytes per second between the host's memory and the device's; infinite for a CPU."""
+        if self.kind == "cpu":
+            return float("inf")
+        return self.host_device_bytes_per_s or HOST_DEVICE_BYTES_PER_S
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices, and what moving between them and starting a task costs.
+
+    >>> m = Machine(devices=[Device("cpu", 2**34, 100.0, "cpu-0"), Device("gpu", 2**34, 9000.0, "gpu-0")])
+    >>> [d.name for d in m.of_kind("gpu")]
+    ['gpu-0']
+    """
+
+    devices: tuple[Device, ...]
+    link_bytes_per_s: float = LINK_BYTES_PER_S
+    task_seconds: float = TASK_SECONDS
+    is_cluster: bool = field(default=True, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.devices:
+            raise ValueError("Machine: needs at least one device")
+        count: dict[str, int] = {}
+        named = []
+        for d in self.devices:
+            n = count[d.kind] = count.get(d.kind, -1) + 1
+            named.append(d if d.name else Device(**{**d.__dict__, "name": f"{d.kind}-{n}"}))
+        object.__setattr__(self, "devices", tuple(named))
+
+    def of_kind(self, kind: str) -> tuple[Device, ...]:
+        """The devices of a kind, in order."""
+        return tuple(d for d in self.devices if d.kind == kind)
+
+    @property
+    def home(self) -> str:
+        """The kind of device that everything but products runs on: CPUs, unless there are none."""
+        return "cpu" if self.of_kind("cpu") else "gpu"
+
+    @classmethod
+    def local(cls) -> Machine:
+        """This process: one CPU device of all cores, whose BLAS uses them together; its rate is measured once."""
+        from workers.backend import host
+
+        profile = _own_profile()
+        name = host().name
+        return cls((Device("cpu", profile["memory"], profile["gflops"], f"local ({name})"),), is_cluster=False)
+
+    @classmethod
+    def from_client(cls, client: Any) -> Machine:
+        """The workers of the cluster that a `distributed.Client` is connected to, by the profiles they published.
+
+        Workers without a profile (started without our preload) are measured once, where they are. ValueError where the
+        cluster has no worker.
+        """
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        if not workers:
+            client.wait_for_workers(1, timeout=30)
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+        return from_workers(workers, lambda missing: _measure(client, missing))
+
+
+_own: dict[int, dict[str, Any]] = {}
+_measured: dict[str, dict[str, Any]] = {}
+
+
+def _own_profile() -> dict[str, Any]:
+    from taskgraph.upward import resolve
+    from workers.backend import host
+
+    if os.getpid() not in _own:
+        _own[os.getpid()] = resolve("profile")(host())
+    return _own[os.getpid()]
+
+
+def _measure(client: Any, addresses: list[str]) -> Mapping[str, Any]:
+    from taskgraph.upward import resolve
+    from workers.backend import host
+
+    new = [a for a in addresses if a not in _measured]
+    if new:
+        _measured.update(client.run(lambda: resolve("profile")(host()), workers=new))
+    return {a: _measured[a] for a in addresses}
+
+
+def from_workers(workers: Mapping[str, Mapping[str, Any]], measure: Any = None) -> Machine:
+    """A machine from the scheduler's description of its workers, keyed by address.
+
+    measure: gives the profiles of a list of workers that published none; they count as CPU workers.
+    """
+    missing = [a for a, w in workers.items() if "taskgraph" not in w]
+    found = measure(missing) if missing and measure else {}
+    devices = []
+    for address, w in sorted(workers.items(), key=lambda item: _natural(str(item[1]["name"]))):
+        p = w.get("taskgraph") or found.get(address) or {}
+        devices.append(
+            Device(
+                kind=p.get("kind", "cpu"),
+                memory_bytes=int(p.get("memory") or w.get("memory_limit") or 2**33),
+                gflops=p.get("gflops") or {"float32": 50.0, "float64": 25.0},
+                name=str(w["name"]),
+                threads=int(w.get("nthreads", 1)),
+                host_device_bytes_per_s=p.get("host_to_device_bytes_per_s"),
+                emulated=bool(p.get("emulated")),
+            )
+        )
+    return Machine(tuple(devices))
+
+
+def _natural(name: str) -> tuple[str, int]:
+    head = name.rstrip("0123456789")
+    return head, int(name[len(head) :] or 0)

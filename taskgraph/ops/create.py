@@ -1,0 +1,351 @@
+"""Creation: arrays from numbers, from data, from Dask; and the expressions that stand for what comes later.
+
+Design note. A source computes any block of itself from the block's position alone, so its blocks can be cut as a
+consumer wants them, at no cost. Every call of a creation function makes an expression of its own (`serial`), even for
+equal contents: the gradient with respect to one array is not the gradient with respect to another that looks the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+
+from taskgraph.chunks import normalize
+from taskgraph.device import parse_device
+from taskgraph.expr import Chunks, DType, Expr, Opaque, Shape, pinned, serial
+from taskgraph.ops.elementwise import cast, where
+from taskgraph.primitives import Primitive, primitive
+from taskgraph.tensor import Tensor, apply, as_tensor
+
+Result = tuple[Shape, DType, Chunks]
+
+
+def _declared(shape: Shape, dtype: DType, chunks: Chunks, **_: Any) -> Result:
+    return shape, dtype, chunks
+
+
+def source(name: str, lower: Any) -> Primitive:
+    """Enter a source: `lower(start, block_shape, shape=, dtype=, chunks=, ...)` makes a block as a NumPy array."""
+    return primitive(name, kind="source", infer=_declared, lower=lower, vjp=lambda ct, out, **_: (), jvp=None)
+
+
+def numeric(dtype: Any, where_: str) -> DType:
+    """`dtype` as a NumPy dtype; TypeError, naming the caller, unless it is one of numbers or booleans."""
+    found = np.dtype(dtype)
+    if found.kind not in "biufc":
+        raise TypeError(f"{where_}: only numeric and boolean dtypes are supported, not {found}")
+    return found
+
+
+def _shape(shape: int | Sequence[int]) -> Shape:
+    found = tuple(int(s) for s in ((shape,) if isinstance(shape, int | np.integer) else shape))
+    if any(s < 0 for s in found):
+        raise ValueError(f"a shape has no negative sizes: {found}")
+    return found
+
+
+def make(row: Primitive, shape: Any, dtype: Any, chunks: Any, device: str | None, **params: Any) -> Tensor:
+    """A tensor of a source row, in the blocks and on the device that the user asked for."""
+    shape, dtype = _shape(shape), numeric(dtype, row.name)
+    cut = normalize(chunks, shape, dtype)
+    if device is None:
+        return apply(row, shape=shape, dtype=dtype, chunks=cut, id=serial(), **params)
+    with pinned(parse_device(device)):
+        return apply(row, shape=shape, dtype=dtype, chunks=cut, id=serial(), **params)
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+FULL = source("full", lambda start, block, *, dtype, fill_value, **_: np.full(block, fill_value, dtype))
+ARANGE = source(
+    "arange",
+    lambda start, block, *, dtype, first, step, **_: (
+        first + step * np.arange(start[0], start[0] + block[0])
+    ).astype(dtype),
+)
+EYE = source("eye", lambda start, block, *, dtype, k, **_: np.eye(*block, k=k + start[0] - start[1], dtype=dtype))
+TRI = source("tri", lambda start, block, *, dtype, k, **_: np.tri(*block, k=k + start[-2] - start[-1], dtype=bool))
+
+
+def _linspace_block(start: Shape, block: Shape, *, dtype: DType, first: Any, last: Any, steps: int, **_: Any) -> Any:
+    at = np.arange(start[0], start[0] + block[0])
+    values = first + at * ((last - first) / steps if steps else 0.0)
+    return np.where((at == steps) & (steps > 0), last, values).astype(dtype)
+
+
+LINSPACE = source("linspace", _linspace_block)
+
+
+def scalar(value: Any, dtype: DType) -> Tensor:
+    """A number inside an expression; equal ones are one expression."""
+    if isinstance(value, complex) and dtype.kind != "c":
+        raise TypeError(f"a complex number has no value of {dtype}")
+    number = dtype.type(value).item()  # OverflowError where an integer does not fit, as in NumPy
+    return apply(FULL, shape=(), dtype=dtype, chunks=(), fill_value=number)
+
+
+def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: str | None = None, chunks: Any = "auto") -> Tensor:
+    """An array of one number; its dtype is that of NumPy for `fill_value` where none is given."""
+    if isinstance(fill_value, Tensor) or np.ndim(fill_value):
+        raise TypeError("full: fill_value must be a number; broadcast_to spreads an array")
+    dtype = np.asarray(fill_value).dtype if dtype is None else np.dtype(dtype)
+    number = numeric(dtype, "full").type(fill_value).item()
+    return make(FULL, shape, dtype, chunks, device, fill_value=number)
+
+
+def zeros(shape: Any, *, dtype: Any = float, device: str | None = None, chunks: Any = "auto") -> Tensor:
+    """An array of zeros (float64 where no dtype is given)."""
+    return full(shape, 0, dtype=dtype or float, device=device, chunks=chunks)
+
+
+def ones(shape: Any, *, dtype: Any = float, device: str | None = None, chunks: Any = "auto") -> Tensor:
+    """An array of ones (float64 where no dtype is given)."""
+    return full(shape, 1, dtype=dtype or float, device=device, chunks=chunks)
+
+
+def empty(shape: Any, *, dtype: Any = float, device: str | None = None, chunks: Any = "auto") -> Tensor:
+    """An array whose contents do not matter; here, zeros: tensors are immutable, nobody could fill it."""
+    return zeros(shape, dtype=dtype, device=device, chunks=chunks)
+
+
+def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """An array of one number in the shape, type and blocks of `x`."""
+    x = as_tensor(x)
+    return full(x.shape, fill_value, dtype=dtype or x.dtype, device=device, chunks=x.chunks)
+
+
+def zeros_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """Zeros in the shape, type and blocks of `x`."""
+    return full_like(x, 0, dtype=dtype, device=device)
+
+
+def ones_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """Ones in the shape, type and blocks of `x`."""
+    return full_like(x, 1, dtype=dtype, device=device)
+
+
+def empty_like(x: Any, /, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """As `zeros_like`: see `empty`."""
+    return zeros_like(x, dtype=dtype, device=device)
+
+
+def arange(
+    start: float,
+    /,
+    stop: float | None = None,
+    step: float = 1,
+    *,
+    dtype: Any = None,
+    device: str | None = None,
+    chunks: Any = "auto",
+) -> Tensor:
+    """The numbers start, start + step, ... below `stop` (0, 1, ... below `start` where only one number is given)."""
+    first, last = (0, start) if stop is None else (start, stop)
+    if step == 0:
+        raise ValueError("arange: step must not be 0")
+    size = max(0, math.ceil((last - first) / step))
+    dtype = np.dtype(dtype) if dtype is not None else np.result_type(*[np.asarray(v).dtype for v in (first, last, step)])
+    return make(ARANGE, (size,), dtype, chunks, device, first=first, step=step)
+
+
+def linspace(
+    start: Any,
+    stop: Any,
+    /,
+    num: int,
+    *,
+    dtype: Any = None,
+    device: str | None = None,
+    endpoint: bool = True,
+    chunks: Any = "auto",
+) -> Tensor:
+    """`num` numbers evenly spaced from `start` to `stop`, which is the last of them where `endpoint`."""
+    if num < 0:
+        raise ValueError(f"linspace: num must not be negative, got {num}")
+    wide = complex if isinstance(start, complex) or isinstance(stop, complex) else float
+    steps = num - 1 if endpoint else num
+    dtype = np.dtype(wide if dtype is None else dtype)
+    return make(LINSPACE, (num,), dtype, chunks, device, first=wide(start), last=wide(stop), steps=steps)
+
+
+def eye(
+    n_rows: int,
+    n_cols: int | None = None,
+    /,
+    *,
+    k: int = 0,
+    dtype: Any = float,
+    device: str | None = None,
+    chunks: Any = "auto",
+) -> Tensor:
+    """Ones on the k-th diagonal of a matrix of zeros."""
+    return make(EYE, (n_rows, n_rows if n_cols is None else n_cols), dtype or float, chunks, device, k=int(k))
+
+
+def _triangle(name: str, x: Any, k: int, lower: bool) -> Tensor:
+    x = as_tensor(x)
+    if x.ndim < 2:
+        raise ValueError(f"{name}: needs two axes, this array is {x.shape}")
+    cut = x.chunks[-2:]
+    below = apply(TRI, shape=x.shape[-2:], dtype=np.dtype(bool), chunks=cut, k=int(k) if lower else int(k) - 1)
+    return where(below, x, 0) if lower else where(below, 0, x)
+
+
+def tril(x: Any, /, *, k: int = 0) -> Tensor:
+    """The elements on and below the k-th diagonal, zeros above, of a matrix or a stack of them."""
+    return _triangle("tril", x, k, lower=True)
+
+
+def triu(x: Any, /, *, k: int = 0) -> Tensor:
+    """The elements on and above the k-th diagonal, zeros below, of a matrix or a stack of them."""
+    return _triangle("triu", x, k, lower=False)
+
+
+def meshgrid(*arrays: Any, indexing: str = "xy") -> list[Tensor]:
+    """Coordinate arrays of a grid from its axes, in Cartesian ("xy") or matrix ("ij") order."""
+    from taskgraph.ops.shape import broadcast_arrays, permute_dims, reshape
+
+    ts = [as_tensor(a) for a in arrays]
+    if indexing not in ("xy", "ij"):
+        raise ValueError(f'meshgrid: indexing is "xy" or "ij", not {indexing!r}')
+    for t in ts:
+        if t.ndim != 1:
+            raise ValueError(f"meshgrid: needs arrays of one dimension, got {t.shape}")
+    n = len(ts)
+    grid = broadcast_arrays(*[reshape(t, (1,) * i + (t.size,) + (1,) * (n - 1 - i)) for i, t in enumerate(ts)])
+    swap = (1, 0, *range(2, n))
+    return [permute_dims(g, swap) for g in grid] if indexing == "xy" and n > 1 else grid
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def _constant_block(start: Shape, block: Shape, *, value: Opaque, **_: Any) -> np.ndarray:
+    return value.value[tuple(slice(s, s + n) for s, n in zip(start, block, strict=True))]
+
+
+CONSTANT = source("constant", _constant_block)
+
+
+def asarray(
+    x: Any,
+    /,
+    dtype: Any = None,
+    device: str | None = None,
+    chunks: Any = "auto",
+    requires_grad: bool = False,
+    *,
+    copy: bool | None = None,
+) -> Tensor:
+    """A tensor of numbers, (nested) lists, a NumPy array, a Dask array or another tensor.
+
+    dtype: the element type (kept where None); TypeError unless it is numeric. device: a pin (see `tg.device`).
+    chunks: blocks, as Dask takes them. requires_grad: whether `backward` fills this tensor's `.grad`. The values are a
+    snapshot: changing the NumPy array afterwards does not change the tensor.
+
+    Data of more than a few megabytes are better read by the workers (`tg.from_dask`) or kept there (`.persist()`): they
+    travel to the cluster with every graph that uses them.
+
+    >>> import taskgraph as tg
+    >>> tg.asarray([[1, 2], [3, 4]], dtype="float32")
+    tg.Tensor(constant, shape=(2, 2), dtype=float32, chunks=(2, 2), device=auto)
+    """
+    if isinstance(x, da.Array):
+        t = from_dask(x)
+    elif isinstance(x, Tensor):
+        t = Tensor(x.expr, x.requires_grad)
+    else:
+        t = _from_numpy(x, dtype, chunks, device)
+    if dtype is not None:
+        t = cast(t, numeric(dtype, "asarray"))
+    if isinstance(x, da.Array | Tensor):
+        t = t if chunks == "auto" else t.rechunk(chunks)
+        t = t if device is None else t.to(device)
+    if requires_grad:
+        t = Tensor(t.expr)
+        t.requires_grad = True
+    return t
+
+
+tensor = asarray
+
+
+def _from_numpy(x: Any, dtype: Any, chunks: Any, device: str | None) -> Tensor:
+    value = np.array(x, dtype=dtype, order="C")
+    numeric(value.dtype, "asarray")
+    value.flags.writeable = False
+    return make(CONSTANT, value.shape, value.dtype, chunks, device, value=Opaque(value, tokenize(value)))
+
+
+def from_dlpack(x: Any, /, *, device: str | None = None, copy: bool | None = None) -> Tensor:
+    """A tensor of an array of another library, through DLPack, from the host's memory."""
+    return asarray(np.from_dlpack(x), device=device)
+
+
+# -- what a Dask array or the cluster holds ----------------------------------------------------------------------------
+
+
+def _infer_dask(array: Opaque) -> Result:
+    x = array.value
+    return x.shape, x.dtype, x.chunks
+
+
+DASK = primitive(
+    "dask", kind="array", infer=_infer_dask, lower=lambda xp, array: array.value, flops=lambda node: 0
+)
+
+
+def from_dask(x: da.Array, /) -> Tensor:
+    """The values of a Dask array; its tasks run on CPU workers as part of our graph.
+
+    Raises TypeError for what is no Dask array or no numeric one, ValueError where its shape is not known.
+    """
+    if not isinstance(x, da.Array):
+        raise TypeError(f"from_dask: needs a dask.array.Array, got {type(x).__name__}")
+    if any(math.isnan(s) for s in x.shape):
+        raise ValueError(f"from_dask: the shape must be known, this one is {x.shape}; see compute_chunk_sizes()")
+    numeric(x.dtype, "from_dask")
+    return apply(DASK, array=Opaque(x, x.name))
+
+
+# -- what comes later, and markers -------------------------------------------------------------------------------------
+
+PLACEHOLDER = primitive("placeholder", kind="source", infer=_declared)
+VARIABLE = primitive("variable", kind="source", infer=_declared)
+
+
+def _identity(x: Expr, **_: Any) -> Result:
+    return x.shape, x.dtype, x.chunks
+
+
+def _marker(name: str, passes_gradient: bool) -> Primitive:
+    return primitive(
+        name,
+        kind="elementwise",
+        infer=_identity,
+        lower=lambda xp, x, **_: x,
+        vjp=lambda ct, out, x, **_: (ct if passes_gradient else None,),
+        jvp=lambda ts, out, x, **_: ts[0] if passes_gradient else None,
+        flops=lambda node: 0,
+    )
+
+
+LEAF = _marker("leaf", passes_gradient=True)
+MOVE = _marker("move", passes_gradient=True)
+STOP = _marker("stop_gradient", passes_gradient=False)
+
+
+def stop_gradient(x: Any, /) -> Tensor:
+    """The values of `x`, as a constant to `backward` and `gradients`."""
+    return Tensor(apply(STOP, as_tensor(x)).expr)
+
+
+__all__ = [
+    "arange", "asarray", "empty", "empty_like", "eye", "from_dask", "from_dlpack", "full", "full_like", "linspace",
+    "meshgrid", "ones", "ones_like", "stop_gradient", "tensor", "tril", "triu", "zeros", "zeros_like",
+]  # fmt: skip

@@ -1,0 +1,208 @@
+"""Passes: graph to graph, exact, before the plan and behind it; and the grouping of elementwise work into tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from taskgraph.chunks import aligned, is_single
+from taskgraph.expr import Expr, bind, consumers, labelled, pinned, rewrite, topological, with_inputs
+from taskgraph.plan import Plan, relayout
+
+# -- simplify ----------------------------------------------------------------------------------------------------------
+
+
+def simplify(roots: Sequence[Expr]) -> tuple[Expr, ...]:
+    """Drop what does nothing (markers, factors of one, reshapes of reshapes) and turn transposes of a product's
+    operands into its flags. Values keep every bit."""
+    return rewrite(roots, _simpler)
+
+
+def _simpler(node: Expr, inputs: tuple[Expr, ...]) -> Expr:
+    rule = _RULES.get(node.op.name)
+    found = rule(node, inputs) if rule else None
+    return with_inputs(node, inputs) if found is None else found
+
+
+def _drop(node: Expr, inputs: tuple[Expr, ...]) -> Expr | None:
+    return inputs[0]
+
+
+def _drop_unpinned(node: Expr, inputs: tuple[Expr, ...]) -> Expr | None:
+    return inputs[0] if node.device is None else None
+
+
+def _is_one(x: Expr) -> bool:
+    return x.op.name == "full" and bool(x.params["fill_value"] == 1)
+
+
+def _factor_of_one(node: Expr, inputs: tuple[Expr, ...]) -> Expr | None:
+    for x, other in (inputs, inputs[::-1]):
+        if _is_one(other) and x.shape == node.shape and x.device == node.device:
+            return x
+    return None
+
+
+def _divisor_of_one(node: Expr, inputs: tuple[Expr, ...]) -> Expr | None:
+    x, y = inputs
+    return x if _is_one(y) and x.shape == node.shape and x.device == node.device else None
+
+
+def _of_same(node: Expr, inputs: tuple[Expr, ...]) -> Expr | None:
+    """reshape(reshape(x)) and rechunk(rechunk(x)): the last one decides."""
+    (x,) = inputs
+    if x.op is not node.op or x.device != node.device:
+        return None
+    base = x.inputs[0]
+    return base if base.shape == node.shape and base.chunks == node.chunks else with_inputs(node, (base,))
+
+
+def _of_permuted(node: Expr, inputs: tuple[Expr, ...]) -> Expr | None:
+    (x,) = inputs
+    if x.op is not node.op or x.device != node.device:
+        return None
+    axes = tuple(x.params["axes"][a] for a in node.params["axes"])
+    base = x.inputs[0]
+    if axes == tuple(range(len(axes))):
+        return base
+    with pinned(node.device), labelled(node.label):
+        return bind(node.op, base, axes=axes)
+
+
+def _fold_transposes(node: Expr, inputs: tuple[Expr, ...]) -> Expr | None:
+    flags = [node.params["ta"], node.params["tb"]]
+    operands = list(inputs)
+    for side, x in enumerate(inputs):
+        if x.op.name == "permute_dims" and x.params["axes"] == (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2):
+            operands[side], flags[side] = x.inputs[0], not flags[side]
+    if operands == list(inputs):
+        return None
+    with pinned(node.device), labelled(node.label):
+        return bind(node.op, *operands, ta=flags[0], tb=flags[1])
+
+
+_RULES: Mapping[str, Callable[[Expr, tuple[Expr, ...]], Expr | None]] = {
+    "leaf": _drop,
+    "stop_gradient": _drop,
+    "move": _drop_unpinned,
+    "multiply": _factor_of_one,
+    "divide": _divisor_of_one,
+    "reshape": _of_same,
+    "rechunk": _of_same,
+    "permute_dims": _of_permuted,
+    "matmul": _fold_transposes,
+}
+
+# -- align -------------------------------------------------------------------------------------------------------------
+
+
+def align(plan: Plan) -> Plan:
+    """Cut the inputs of elementwise expressions as their results are cut, so that block meets block."""
+    users = consumers(topological(plan.roots))
+    products = {}
+
+    def rule(node: Expr, inputs: tuple[Expr, ...]) -> Expr:
+        if node.op.kind == "elementwise":
+            often = [len(users[i]) > 1 for i in node.inputs]
+            new = with_inputs(node, inputs)
+            inputs = tuple(
+                relayout(i, aligned(new.chunks, i.shape), o) for i, o in zip(inputs, often, strict=True)
+            )
+        new = with_inputs(node, inputs)
+        if node in plan.products:
+            products[new] = plan.products[node]
+        return new
+
+    roots = rewrite(plan.roots, rule)
+    return Plan(roots, products, plan.machine)
+
+
+# -- group -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Expressions that one task a block computes together; `nodes` in order, the last one is what others see."""
+
+    nodes: tuple[Expr, ...]
+
+    @property
+    def result(self) -> Expr:
+        return self.nodes[-1]
+
+
+def group(plan: Plan) -> list[Group]:
+    """Divide the graph into groups, in an order in which they can be lowered.
+
+    An elementwise expression or a source joins its consumer's group where all who use it are in that group and cut
+    alike, on the same device; so a chain is one task a block and its intermediate values are never stored. Numbers
+    (0-d sources) are repeated in every group that uses them.
+    """
+    order = topological(plan.roots)
+    users = consumers(order)
+    roots = set(plan.roots)
+    head: dict[Expr, Expr] = {}
+    for node in reversed(order):
+        heads = {head[u] for u in users[node] if u in head}
+        joins = (
+            node not in roots
+            and len(heads) == 1
+            and len(users[node]) > 0
+            and all(_takes(u) for u in users[node])
+            and _fits(node, next(iter(heads)), plan)
+        )
+        head[node] = next(iter(heads)) if joins else node
+    members: dict[Expr, list[Expr]] = {}
+    for node in order:
+        members.setdefault(head[node], []).append(node)
+    numbers = {n for n in order if is_number(n)}
+    return [
+        Group(tuple(members[node]))
+        for node in order
+        if head[node] is node and (node not in numbers or node in roots or not all(_takes(u) for u in users[node]))
+    ]
+
+
+def is_number(node: Expr) -> bool:
+    return node.op.kind == "source" and node.shape == () and node.op.name == "full"
+
+
+def _takes(user: Expr) -> bool:
+    return user.op.kind == "elementwise"
+
+
+def _fits(node: Expr, head: Expr, plan: Plan) -> bool:
+    return (
+        node.op.kind in ("elementwise", "source")
+        and node.chunks == head.chunks
+        and node.shape == head.shape
+        and plan.kind_of(node) == plan.kind_of(head)
+    )
+
+
+#: Operations per second of elementwise work and reductions on one core (measured: NumPy passes 1 to 2 GB/s of float64).
+ELEMENTWISE_PER_S = 1e9
+
+
+def is_small(plan: Plan, groups: Sequence[Group]) -> bool:
+    """Whether the graph is so little work, all in single blocks, that one task does it sooner than its groups apart.
+
+    Apart, every group costs a task (0.5 ms); in one task nothing runs side by side. Only on host memory: one task mixes
+    operations that devices do not have.
+    """
+    if plan.machine.home != "cpu" or len(groups) < 2:
+        return False
+    nodes = topological(plan.roots)
+    if not all(is_single(n.chunks) and _is_home(n, plan) for n in nodes):
+        return False
+    rate = plan.machine.of_kind("cpu")[0].rate
+    seconds = sum(
+        n.op.flops(n) / (rate(n.dtype) if n.op.kind == "product" else ELEMENTWISE_PER_S) for n in nodes
+    )
+    return seconds <= len(groups) * plan.machine.task_seconds
+
+
+def _is_home(node: Expr, plan: Plan) -> bool:
+    if node in plan.products:
+        return plan.products[node].kind == plan.machine.home and node.device is None
+    return plan.kind_of(node) == plan.machine.home

@@ -1,0 +1,88 @@
+"""Programs: a few primitives in a row, run by one task on blocks in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from taskgraph.expr import Chunks, Expr
+from taskgraph.passes import is_number
+from taskgraph.primitives import Primitive
+from workers import backend
+from workers.kernels import gemm_panel
+
+
+class Program:
+    """Steps on a list of values: the arguments first, then the result of every step.
+
+    A step is (primitive, params, positions of its inputs). A source's input is the place of the block that it makes,
+    a pair (start, shape). Called with an array namespace and the arguments; gives the values at `outputs`, as a tuple
+    where there are several. A program holds no arrays, so that a thousand tasks may share one.
+    """
+
+    __slots__ = ("name", "outputs", "steps")
+
+    def __init__(
+        self, name: str, steps: Sequence[tuple[Primitive, dict[str, Any], tuple[int, ...]]], outputs: Sequence[int]
+    ):
+        self.name, self.steps, self.outputs = name, tuple(steps), tuple(outputs)
+
+    def __repr__(self) -> str:
+        return f"Program({self.name}: {' '.join(op.name for op, _, _ in self.steps)})"
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.name, self.steps, self.outputs
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.name, self.steps, self.outputs = state
+
+    def __call__(self, xp: Any, *args: Any) -> Any:
+        values = list(args)
+        for op, params, at in self.steps:
+            values.append(_step(xp, op, params, [values[i] for i in at]))
+        found = [values[i] for i in self.outputs]
+        return found[0] if len(found) == 1 else tuple(found)
+
+
+def _step(xp: Any, op: Primitive, params: dict[str, Any], inputs: list[Any]) -> Any:
+    if op.kind == "product":
+        a, b = inputs
+        return gemm_panel(xp, [a], [b], transpose_a=params["ta"], transpose_b=params["tb"])
+    assert op.lower is not None, op
+    if op.kind == "source":
+        start, shape = inputs[0]
+        return backend.current().to_device(op.lower(start, shape, **params))
+    return op.lower(xp, *inputs, **params)
+
+
+def compile_nodes(
+    name: str, nodes: Sequence[Expr], outputs: Sequence[Expr]
+) -> tuple[Program, list[Expr | Chunks]]:
+    """The program of some expressions, and its arguments: expressions from elsewhere whose blocks it takes (numbers
+    among them), and, for its sources, the blocks in which they are cut, which stand for the place of the one to make."""
+    inside = set(nodes)
+    at: dict[Expr | Chunks, int] = {}
+    for node in nodes:
+        for i in [node.chunks] if node.op.kind == "source" else node.inputs:
+            if i not in inside:
+                at.setdefault(i, len(at))
+    arguments = list(at)
+    steps = []
+    for n, node in enumerate(nodes):
+        taken = (at[node.chunks],) if node.op.kind == "source" else tuple(at[i] for i in node.inputs)
+        steps.append((node.op, _wire(node), taken))
+        at[node] = len(arguments) + n
+    return Program(name, steps, [at[o] for o in outputs]), arguments
+
+
+def _wire(node: Expr) -> dict[str, Any]:
+    """The parameters as they travel to a worker."""
+    return {k: v for k, v in node.params.items() if k not in ("id", "tensor")}
+
+
+def number(node: Expr) -> Any:
+    """A number of an expression as the 0-d array that a task gets."""
+    assert is_number(node)
+    return np.asarray(node.params["fill_value"], dtype=node.dtype)

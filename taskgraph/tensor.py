@@ -1,0 +1,384 @@
+"""Tensor: the user's array, a lazy value that a graph of expressions describes.
+
+A tensor is a handle on an expression with what belongs to the user and not to the graph: whether a gradient is wanted,
+the gradient once `backward` has made it. It is a Dask collection, speaks the array API and NumPy's protocols, and
+computes nothing before `compute()` (or something that needs values: `float(t)`, `np.asarray(t)`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taskgraph import execute, show
+from taskgraph.device import parse_device
+from taskgraph.expr import Chunks, DType, Expr, Opaque, Shape, bind, pinned, serial
+from taskgraph.primitives import Primitive
+from taskgraph.upward import resolve
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+Scalar = bool | int | float | complex | np.generic
+PYTHON_SCALARS = (bool, int, float, complex)
+
+
+def apply(op: Primitive, *inputs: Tensor, **params: Any) -> Tensor:
+    """A tensor of `op(*inputs, **params)`; it wants a gradient where an input does."""
+    expr = bind(op, *[t.expr for t in inputs], **params)
+    return Tensor(expr, requires_grad=any(t.requires_grad for t in inputs))
+
+
+def as_tensor(x: Any) -> Tensor:
+    """The tensor `x` is, or one made of it (anything `tg.asarray` takes)."""
+    if isinstance(x, Tensor):
+        return x
+    from taskgraph.ops.create import asarray
+
+    return asarray(x)
+
+
+def _unary(name: str) -> Any:
+    def method(self: Tensor) -> Tensor:
+        from taskgraph import ops
+
+        return getattr(ops, name)(self)
+
+    method.__doc__ = f"`tg.{name}` of this tensor, elementwise."
+    return method
+
+
+def _binary(name: str, swapped: bool = False) -> Any:
+    def method(self: Tensor, other: Any) -> Tensor:
+        from taskgraph import ops
+
+        if not isinstance(other, (Tensor, *PYTHON_SCALARS, np.generic, np.ndarray)):
+            return NotImplemented
+        return getattr(ops, name)(other, self) if swapped else getattr(ops, name)(self, other)
+
+    method.__doc__ = f"`tg.{name}` with another tensor, array or number."
+    return method
+
+
+def _reduction(name: str) -> Any:
+    def method(self: Tensor, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> Tensor:
+        from taskgraph import ops
+
+        return getattr(ops, name)(self, axis=axis, keepdims=keepdims)
+
+    method.__doc__ = f"`tg.{name}` over `axis` (all axes where None)."
+    return method
+
+
+class Tensor:
+    """An n-dimensional array that is described, not yet computed.
+
+    Made by the functions of the facade (`tg.asarray`, `tg.randn`, `tg.zeros`, ...), not by this class.
+
+    >>> import taskgraph as tg
+    >>> x = tg.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    >>> y = 3 * x**2 + 2 * x + 3
+    >>> y
+    tg.Tensor(add, shape=(2, 2), dtype=float64, chunks=(2, 2), device=auto, requires_grad=True)
+    >>> y.backward(tg.ones((2, 2)))
+    >>> x.grad.compute()
+    array([[ 8., 14.],
+           [20., 26.]])
+    """
+
+    __slots__ = ("__weakref__", "_lowered", "_requires_grad", "expr", "grad")
+    __array_priority__ = 1000
+
+    def __init__(self, expr: Expr, requires_grad: bool = False):
+        self.expr = expr
+        self.grad: Tensor | None = None
+        self._requires_grad = requires_grad
+        self._lowered: execute.Lowered | None = None
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> Shape:
+        return self.expr.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.expr.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.expr.ndim
+
+    @property
+    def size(self) -> int:
+        return self.expr.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values once computed."""
+        return self.expr.nbytes
+
+    @property
+    def chunks(self) -> Chunks:
+        """Block sizes along every axis, as in Dask."""
+        return self.expr.chunks
+
+    @property
+    def device(self) -> str:
+        """The pin under which this tensor was made ("cpu", "gpu", "gpu:1"), or "auto": the plan is free to choose."""
+        return self.expr.device or "auto"
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `backward` of what depends on this tensor reaches it; set it on a tensor to make it a leaf."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if wanted and not np.issubdtype(self.dtype, np.inexact):
+            raise TypeError(f"requires_grad: only floating point tensors have gradients, this one is {self.dtype}")
+        if wanted and not self.is_leaf:
+            from taskgraph.ops.create import LEAF
+
+            me = Opaque(weakref.ref(self), f"leaf-{serial()}")
+            with pinned(self.expr.device):
+                self.expr = bind(LEAF, self.expr, tensor=me)
+        self._requires_grad = wanted
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether this is a tensor whose `.grad` a `backward` fills."""
+        return self._requires_grad and self.expr.op.name == "leaf"
+
+    @property
+    def T(self) -> Tensor:
+        """The transpose of a matrix (ndim 2)."""
+        if self.ndim != 2:
+            raise ValueError(f"T: only a matrix has a transpose, this tensor is {self.shape}; see mT, permute_dims")
+        return self.mT
+
+    @property
+    def mT(self) -> Tensor:
+        """The last two axes swapped."""
+        from taskgraph import ops
+
+        return ops.matrix_transpose(self)
+
+    def __repr__(self) -> str:
+        return show.text(self)
+
+    def _repr_html_(self) -> str:
+        return show.html(self)
+
+    # -- values --------------------------------------------------------------------------------------------------
+
+    def compute(self, **kwargs: Any) -> Any:
+        """The values as a NumPy array (a NumPy scalar where ndim is 0).
+
+        On the client in force (`distributed.Client`), or on Dask's local scheduler where there is none; `scheduler=`
+        chooses as it does for Dask's own collections.
+        """
+        return execute.compute((self.expr,), **kwargs)[0]
+
+    def persist(self, **kwargs: Any) -> Tensor:
+        """The same tensor with its blocks computed and kept: on the workers with a client, in memory without one."""
+        return Tensor(execute.persist((self.expr,), **kwargs)[0], self.requires_grad and not self.is_leaf)
+
+    def explain(self, machine: Any = None) -> str:
+        """What a run would do: the plan of every product, tasks and bytes; nothing runs."""
+        return execute.explain((self.expr,), machine)
+
+    def visualize(self, filename: str = "taskgraph", **kwargs: Any) -> Any:
+        """Draw the Dask tasks, as `dask.visualize` does (needs graphviz)."""
+        import dask
+
+        return dask.visualize(self, filename=filename, **kwargs)
+
+    def to_dask(self) -> da.Array:
+        """This tensor as a `dask.array.Array` with the same tasks; what follows is Dask's, unplaced."""
+        return execute.to_dask(self.expr)
+
+    def numpy(self) -> Any:
+        """`compute()`, under the name that PyTorch users know."""
+        return self.compute()
+
+    def item(self) -> Any:
+        """The one element of a tensor of size 1, as a Python number."""
+        if self.size != 1:
+            raise ValueError(f"item: only one element can be a Python scalar, this tensor is {self.shape}")
+        return np.asarray(self.compute()).item()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.compute(), dtype=dtype)
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
+    __hash__ = object.__hash__
+
+    # -- where it runs -------------------------------------------------------------------------------------------
+
+    def to(self, device: str) -> Tensor:
+        """The same values, held on a device: "cpu", "gpu", "gpu:1" (see `tg.device`)."""
+        from taskgraph.ops.create import MOVE
+
+        with pinned(parse_device(device)):
+            return apply(MOVE, self)
+
+    def cuda(self, index: int | None = None) -> Tensor:
+        """`to("gpu")`, or `to("gpu:index")`."""
+        return self.to("gpu" if index is None else f"gpu:{index}")
+
+    def cpu(self) -> Tensor:
+        """`to("cpu")`."""
+        return self.to("cpu")
+
+    def rechunk(self, chunks: Any) -> Tensor:
+        """The same values in other blocks; `chunks` as Dask takes it."""
+        from taskgraph.ops.shape import rechunk
+
+        return rechunk(self, chunks)
+
+    # -- derivatives ---------------------------------------------------------------------------------------------
+
+    def backward(self, gradient: Tensor | None = None) -> None:
+        """Add to every leaf's `.grad` the gradient of this tensor with respect to it.
+
+        gradient: the cotangent, of this tensor's shape; it may be left out where the tensor has one element (then 1).
+        A leaf is a tensor with `requires_grad=True`. The gradients are expressions like any other: nothing runs yet.
+
+        Raises RuntimeError where the tensor has more than one element and no gradient is given, or depends on no leaf.
+        """
+        if not self.requires_grad:
+            raise RuntimeError(
+                "backward: this tensor depends on none that requires a gradient; "
+                "make one with tg.tensor(..., requires_grad=True)"
+            )
+        if gradient is None and self.size != 1:
+            raise RuntimeError(
+                f"backward: a gradient can be left out only for a tensor of one element, this one is {self.shape}; "
+                f"pass the cotangent, for instance t.backward(tg.ones({self.shape}))"
+            )
+        from taskgraph.expr import topological
+
+        live = [n.params["tensor"].value() for n in topological([self.expr]) if n.op.name == "leaf"]
+        leaves = [t for t in live if t is not None and t.requires_grad]
+        found = resolve("gradients")(self, leaves, None if gradient is None else [gradient])
+        for leaf, g in zip(leaves, found, strict=True):
+            leaf.grad = g if leaf.grad is None else leaf.grad + g
+
+    def detach(self) -> Tensor:
+        """The same values, as a constant to `backward` and `gradients`."""
+        from taskgraph.ops.create import STOP
+
+        return Tensor(apply(STOP, self).expr)
+
+    # -- operators -----------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: Any) -> Tensor:
+        from taskgraph.ops.shape import getitem
+
+        return getitem(self, index)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """`tg.reshape`; the shape as one tuple or as numbers."""
+        from taskgraph import ops
+
+        return ops.reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape)
+
+    def astype(self, dtype: Any) -> Tensor:
+        """`tg.astype`."""
+        from taskgraph import ops
+
+        return ops.astype(self, dtype)
+
+    __neg__, __pos__, __abs__, __invert__ = (
+        _unary(n) for n in ("negative", "positive", "abs", "bitwise_invert")
+    )
+    __add__, __radd__ = _binary("add"), _binary("add", swapped=True)
+    __sub__, __rsub__ = _binary("subtract"), _binary("subtract", swapped=True)
+    __mul__, __rmul__ = _binary("multiply"), _binary("multiply", swapped=True)
+    __truediv__, __rtruediv__ = _binary("divide"), _binary("divide", swapped=True)
+    __floordiv__, __rfloordiv__ = _binary("floor_divide"), _binary("floor_divide", swapped=True)
+    __mod__, __rmod__ = _binary("remainder"), _binary("remainder", swapped=True)
+    __pow__, __rpow__ = _binary("pow"), _binary("pow", swapped=True)
+    __matmul__, __rmatmul__ = _binary("matmul"), _binary("matmul", swapped=True)
+    __and__, __rand__ = _binary("bitwise_and"), _binary("bitwise_and", swapped=True)
+    __or__, __ror__ = _binary("bitwise_or"), _binary("bitwise_or", swapped=True)
+    __xor__, __rxor__ = _binary("bitwise_xor"), _binary("bitwise_xor", swapped=True)
+    __lshift__, __rlshift__ = _binary("bitwise_left_shift"), _binary("bitwise_left_shift", swapped=True)
+    __rshift__, __rrshift__ = _binary("bitwise_right_shift"), _binary("bitwise_right_shift", swapped=True)
+    __eq__, __ne__ = _binary("equal"), _binary("not_equal")  # type: ignore[assignment]
+    __lt__, __le__ = _binary("less"), _binary("less_equal")
+    __gt__, __ge__ = _binary("greater"), _binary("greater_equal")
+    sum, prod, mean, max, min = (_reduction(n) for n in ("sum", "prod", "mean", "max", "min"))
+    std, var, any, all = (_reduction(n) for n in ("std", "var", "any", "all"))
+    argmax, argmin = (_reduction(n) for n in ("argmax", "argmin"))
+
+    # -- protocols -----------------------------------------------------------------------------------------------
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        import taskgraph
+
+        return taskgraph
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        from taskgraph.numpy_protocol import call_ufunc
+
+        return call_ufunc(ufunc, method, inputs, kwargs)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        from taskgraph.numpy_protocol import call_function
+
+        return call_function(func, args, kwargs)
+
+    def __dask_graph__(self) -> Any:
+        return self.__lower().graph
+
+    def __dask_keys__(self) -> list[Any]:
+        return self.__lower().keys[0]
+
+    def __dask_layers__(self) -> tuple[str, ...]:
+        return tuple(self.__lower().graph.layers)
+
+    def __dask_tokenize__(self) -> str:
+        return self.expr.token
+
+    def __dask_postcompute__(self) -> tuple[Any, tuple[Any, ...]]:
+        return execute.assemble, (self.ndim,)
+
+    def __dask_postpersist__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _from_persisted, (self.__lower().outputs[0],)
+
+    #: FACTS: any optimizer of Dask's would drop the placement annotations.
+    __dask_optimize__ = None
+    __dask_scheduler__ = staticmethod(execute.local_get)
+
+    def __lower(self) -> execute.Lowered:
+        if self._lowered is None:
+            self._lowered = execute.lowered_for_dask((self.expr,))
+        return self._lowered
+
+
+def _from_persisted(graph: Any, output: Any, rename: Any = None) -> Tensor:
+    return Tensor(execute.persisted(graph, output))

@@ -1,0 +1,22 @@
+"""The one upward edge: names of the layers above this one, looked up when they are first used.
+
+`taskgraph` is imported by `autodiff`, `scheduler_plugins` and `deploy`, so it cannot import them; the facade and the few
+places that need them (a tensor's `backward`, the plugin's registration) ask here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+WHERE = {
+    "gradients": "autodiff.reverse",
+    "TilePlacement": "scheduler_plugins.plugin",
+    "LocalCluster": "deploy.local",
+    "profile": "workers.profile",
+}
+
+
+def resolve(name: str) -> Any:
+    """The object behind a name of the map."""
+    return getattr(import_module(WHERE[name]), name)
