@@ -35,17 +35,37 @@ def _as_axes(axis: int | Sequence[int]) -> tuple[int, ...]:
 # -- reshape -----------------------------------------------------------------------------------------------------------
 
 
+def _reshape_chunks(old: Shape, new: Shape, chunks: Chunks) -> Chunks | None:
+    """Blocks of Dask's reshape; None where it cannot go from one shape to the other but by way of a flat array."""
+    if is_single(chunks):
+        return tuple((s,) for s in new)
+    try:
+        return tuple(tuple(c) for c in reshape_rechunk(old, new, chunks)[1])
+    except NotImplementedError:
+        return None
+
+
 def _infer_reshape(x: Expr, shape: Shape) -> Result:
-    if is_single(x.chunks):
-        return shape, x.dtype, tuple((s,) for s in shape)
-    return shape, x.dtype, tuple(tuple(c) for c in reshape_rechunk(x.shape, shape, x.chunks)[1])
+    chunks = _reshape_chunks(x.shape, shape, x.chunks)
+    if chunks is None:
+        flat = _reshape_chunks(x.shape, (x.size,), x.chunks)
+        assert flat is not None
+        chunks = _reshape_chunks((x.size,), shape, flat)
+        assert chunks is not None
+    return shape, x.dtype, chunks
+
+
+def _lower_reshape(xp: Any, x: Any, shape: Shape) -> Any:
+    if xp.__name__ == "dask.array" and _reshape_chunks(x.shape, shape, x.chunks) is None:
+        x = xp.reshape(x, (x.size,))
+    return xp.reshape(x, shape)
 
 
 RESHAPE = primitive(
     "reshape",
     kind="array",
     infer=_infer_reshape,
-    lower=lambda xp, x, shape: xp.reshape(x, shape),
+    lower=_lower_reshape,
     vjp=lambda ct, out, x, shape: (reshape(ct, x.shape),),
     jvp=lambda ts, out, x, shape: reshape(ts[0], shape),
     flops=_no_flops,
@@ -296,11 +316,38 @@ GETITEM = primitive(
 
 
 def _lower_scatter(xp: Any, x: Any, index: Index, shape: Shape, chunks: Chunks) -> Any:
-    on_dask = xp.__name__ == "dask.array"
-    result = xp.zeros(shape, dtype=x.dtype, **({"chunks": chunks} if on_dask else {}))
-    if x.size:
-        result[index] = x
-    return result
+    """Zeros around and between the elements, axis by axis (Dask's own item assignment hides its operands' graphs)."""
+    for axis, (item, size) in enumerate(zip(index, shape, strict=True)):
+        if not isinstance(item, slice):
+            x, item = xp.expand_dims(x, axis=axis), slice(item, item + 1, 1)
+        taken = range(*item.indices(size))
+        if taken.step < 0:
+            x, taken = xp.flip(x, axis=axis), taken[::-1]
+        if len(taken) > 1 and taken.step > 1:
+            x = _spaced(xp, x, axis, taken.step)
+        before = taken.start if len(taken) else 0
+        x = _padded(xp, x, axis, before, size - before - x.shape[axis])
+    return x.rechunk(chunks) if xp.__name__ == "dask.array" else x
+
+
+def _zeros(xp: Any, x: Any, axis: int, size: int) -> Any:
+    shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+    cut = {"chunks": (*x.chunks[:axis], (size,), *x.chunks[axis + 1 :])} if xp.__name__ == "dask.array" else {}
+    return xp.zeros(shape, dtype=x.dtype, **cut)
+
+
+def _padded(xp: Any, x: Any, axis: int, before: int, after: int) -> Any:
+    parts = [*([_zeros(xp, x, axis, before)] if before else []), x, *([_zeros(xp, x, axis, after)] if after else [])]
+    return x if len(parts) == 1 else xp.concatenate(parts, axis=axis)
+
+
+def _spaced(xp: Any, x: Any, axis: int, step: int) -> Any:
+    """The elements along an axis with step - 1 zeros after each but the last."""
+    size = x.shape[axis]
+    gaps = _zeros(xp, xp.expand_dims(x, axis=axis + 1), axis + 1, step - 1)
+    spaced = xp.concatenate([xp.expand_dims(x, axis=axis + 1), gaps], axis=axis + 1)
+    whole = xp.reshape(spaced, (*x.shape[:axis], size * step, *x.shape[axis + 1 :]))
+    return whole[(slice(None),) * axis + (slice(0, (size - 1) * step + 1),)]
 
 
 #: The transpose of getitem: zeros with the elements of the input at the places that the index names.

@@ -1,0 +1,40 @@
+"""What every test gets: validation of graphs between passes, and no exception that only a log tells of."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import dask
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["DASK_TASKGRAPH__VALIDATE"] = "True"  # for the processes that tests start
+    dask.config.set({"taskgraph.validate": True, "distributed.worker.daemon": True})
+
+
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture(autouse=True)
+def no_logged_exception(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in whose course the scheduler or a worker of this process logged an error: Dask only logs what goes
+    wrong in a plugin's hook, and tasks are then misplaced in silence. `@pytest.mark.logs_errors` says that errors are
+    what the test is about."""
+    kept = _Kept()
+    root = logging.getLogger("distributed")
+    root.addHandler(kept)
+    try:
+        yield
+    finally:
+        root.removeHandler(kept)
+    if kept.records and not request.node.get_closest_marker("logs_errors"):
+        pytest.fail("errors were logged:\n" + "\n".join(r.getMessage() for r in kept.records), pytrace=False)
