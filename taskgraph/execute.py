@@ -98,10 +98,10 @@ def machine_of(client: Any) -> Machine:
 def _check_versions(client: Any) -> None:
     from taskgraph import __version__ as ours
 
-    found = client.get_versions(check=False, packages=["taskgraph"])
+    found = client.get_versions(check=False, packages=["dask-taskgraph"])
     nodes = {"the scheduler": found["scheduler"], **{f"worker {a}": v for a, v in found["workers"].items()}}
     for who, versions in nodes.items():
-        theirs = versions["packages"].get("taskgraph") if versions else None
+        theirs = versions["packages"].get("dask-taskgraph") if versions else None
         if theirs != ours:
             has = f"has dask-taskgraph {theirs}" if theirs else "lacks dask-taskgraph"
             raise RuntimeError(f"{who} {has}, the client has {ours}: run `pip install dask-taskgraph=={ours}` there")
