@@ -194,6 +194,8 @@ def _one_task(done: _Layers) -> None:
         if n.op.name == "dask":
             _lower_onto_dask(done, n)
     roots = [r for r in dict.fromkeys(done.plan.roots) if r.op.name != "dask"]
+    if not roots:
+        return
     program, arguments = compile_nodes(roots[0].label, [n for n in nodes if n.op.name != "dask"], roots)
     origin = (0,) * max((n.ndim for n in nodes), default=0)
     args = [_argument(done, a)(origin[: a.ndim if isinstance(a, Expr) else len(a)]) for a in arguments]

@@ -1,7 +1,4 @@
-"""The machine: devices and links as data, measured, read from a cluster or made up.
-
-Rates are of one task: a worker that runs several tasks at once is as many slots of that rate.
-"""
+"""The machine: devices and links as data, measured, read from a cluster or made up."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from dask.system import CPU_COUNT
 
 from taskgraph.expr import DType
 
@@ -26,9 +25,9 @@ HOST_DEVICE_BYTES_PER_S = 12e9
 class Device:
     """One worker's device.
 
-    kind: "cpu" or "gpu". memory_bytes: what it may hold. gflops: GEMM rate of one task in 1e9 operations per second, a
-    number or one per dtype name. name: the worker's name. threads: tasks that it runs at once. emulated: stands for a
-    GPU, computes on the CPU.
+    kind: "cpu" or "gpu". memory_bytes: what it may hold. gflops: GEMM rate in 1e9 operations per second with all its
+    threads at work, a number or one per dtype name. name: the worker's name. threads: tasks that it runs at once.
+    emulated: stands for a GPU, computes on the CPU.
     """
 
     kind: str
@@ -46,14 +45,14 @@ class Device:
             raise ValueError(f"Device {self.name!r}: memory_bytes and threads must be positive")
 
     def rate(self, dtype: DType) -> float:
-        """Operations per second of one task on products of that dtype.
+        """Operations per second of one of its tasks on products of that dtype.
 
         A dtype that was not measured is taken to cost what float64 costs: so does BLAS treat what it promotes.
         """
-        if not isinstance(self.gflops, Mapping):
-            return float(self.gflops) * 1e9
-        known = self.gflops.get(dtype.name) or self.gflops.get("float64") or max(self.gflops.values())
-        return float(known) * 1e9
+        known = self.gflops
+        if isinstance(known, Mapping):
+            known = known.get(dtype.name) or known.get("float64") or max(known.values())
+        return float(known) * 1e9 / self.threads
 
     @property
     def link(self) -> float:
@@ -128,7 +127,7 @@ def _own_profile() -> dict[str, Any]:
     from workers.backend import host
 
     if os.getpid() not in _own:
-        _own[os.getpid()] = resolve("profile")(host())
+        _own[os.getpid()] = resolve("profile")(host(), blas_threads=CPU_COUNT)
     return _own[os.getpid()]
 
 

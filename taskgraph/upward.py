@@ -14,6 +14,9 @@ WHERE = {
     "TilePlacement": "scheduler_plugins.plugin",
     "LocalCluster": "deploy.local",
     "profile": "workers.profile",
+    "run_demo": "deploy.demo",
+    "run_script": "deploy.programs",
+    "show_info": "deploy.programs",
 }
 
 

@@ -1,0 +1,103 @@
+"""The command line: `taskgraph demo | run | info` (also `python -m taskgraph`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from taskgraph import __version__
+from taskgraph.upward import resolve
+
+
+def _cluster_options(command: Any) -> Any:
+    for option in (
+        click.option("--memory-limit", default="auto", show_default=True, help="Host memory of each worker."),
+        click.option("--emulated-gpus", type=click.IntRange(0), default=None, metavar="N",
+                     help="Workers that stand for GPUs and compute on the CPU."),
+        click.option("--gpus", default="auto", show_default=True, metavar="N", help="GPU-pinned workers to start, or 'auto'."),
+        click.option("--cpus", type=click.IntRange(0), default=None, metavar="N",
+                     help="CPU workers to start (by default the cores, shared out)."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _scheduler_options(command: Any) -> Any:
+    command = click.option(
+        "--scheduler-file", type=click.Path(exists=True, dir_okay=False), help="Use the cluster whose scheduler wrote this file."
+    )(command)
+    return click.option("--scheduler", metavar="ADDRESS", help="Use the cluster at this address (tcp://host:port).")(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="taskgraph")
+def main() -> None:
+    """Matrix expressions as Dask task graphs, with gradients, on clusters that mix CPUs and GPUs."""
+
+
+@main.command()
+@click.option("--n", type=click.IntRange(2), default=None, help="Size of the matrices (by default sized to the machine; the tutorial's is 30000).")
+@click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Steps of the training.")
+@click.option("--wait", is_flag=True, help="Keep the cluster, and its dashboard, up at the end until Enter is pressed.")
+@_cluster_options
+def demo(n: int | None, steps: int, wait: bool, cpus: int | None, gpus: str, emulated_gpus: int | None, memory_limit: str) -> None:
+    """Show the whole path on this machine: gradients, a placed product, a training run.
+
+    Where there is no GPU, two workers stand for GPUs and compute on the CPU; everything they do is labelled emulated.
+    """
+    raise SystemExit(resolve("run_demo")(_cluster(cpus, gpus, emulated_gpus, memory_limit), n=n, steps=steps, wait=wait))
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_scheduler_options
+@_cluster_options
+@click.argument("script", type=click.Path(exists=True, dir_okay=False))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def run(
+    script: str, args: tuple[str, ...], scheduler: str | None, scheduler_file: str | None,
+    cpus: int | None, gpus: str, emulated_gpus: int | None, memory_limit: str,
+) -> None:  # fmt: skip
+    """Run SCRIPT with ARGS: its tensors compute on a cluster without a line about it in the script.
+
+    On the cluster named by --scheduler or --scheduler-file, or else on one started on this machine for the script.
+    """
+    connection = _connection(scheduler, scheduler_file)
+    cluster = None if connection else _cluster(cpus, gpus, emulated_gpus or 0, memory_limit)
+    raise SystemExit(resolve("run_script")(script, args, connection, cluster))
+
+
+@main.command()
+@_scheduler_options
+@_cluster_options
+def info(
+    scheduler: str | None, scheduler_file: str | None, cpus: int | None, gpus: str, emulated_gpus: int | None,
+    memory_limit: str,
+) -> None:  # fmt: skip
+    """Show the devices of this machine, or of a cluster, and their measured rates."""
+    connection = _connection(scheduler, scheduler_file)
+    cluster = None if connection else _cluster(cpus, gpus, emulated_gpus or 0, memory_limit)
+    raise SystemExit(resolve("show_info")(connection, cluster))
+
+
+def _cluster(cpus: int | None, gpus: str, emulated_gpus: int | None, memory_limit: str) -> dict[str, Any]:
+    """Arguments of `tg.LocalCluster`; `emulated_gpus` None means: two, where there is no real one."""
+    if gpus != "auto" and not gpus.isdigit():
+        raise click.BadParameter(f"a number or 'auto', not {gpus!r}", param_hint="--gpus")
+    return {
+        "cpu_workers": cpus,
+        "gpus": gpus if gpus == "auto" else int(gpus),
+        "emulated_gpus": emulated_gpus,
+        "memory_limit": memory_limit,
+    }
+
+
+def _connection(scheduler: str | None, scheduler_file: str | None) -> dict[str, Any]:
+    """Arguments of `distributed.Client`, none where no cluster is named."""
+    if scheduler and scheduler_file:
+        raise click.UsageError("give --scheduler or --scheduler-file, not both")
+    return {"address": scheduler} if scheduler else {"scheduler_file": scheduler_file} if scheduler_file else {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The array namespace of this process's device, and the way to it and back.
+
+A process has one backend: the host's NumPy, unless a worker's setup chose a GPU. Kernels never ask which one
+it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import array_api_compat.numpy as numpy_namespace
+import numpy as np
+
+from workers import memory
+
+#: Where `emulated_gpu` keeps its arrays: array_api_strict's second device refuses `np.asarray`, and refuses
+#: to mix with arrays of another device, as a GPU does.
+EMULATED_DEVICE = "device1"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A device class of this process: its array namespace and the copies to and from it.
+
+    kind: "cpu" or "gpu"; name: what a person calls the device; emulated: whether it only stands in for a GPU;
+    xp: the array API namespace of its arrays; array_type: the class of its arrays.
+
+    >>> host().kind, host().emulated
+    ('cpu', False)
+    """
+
+    kind: str
+    name: str
+    emulated: bool
+    xp: Any = field(repr=False)
+    array_type: type = field(repr=False)
+    _to_device: Callable[[np.ndarray], Any] = field(repr=False)
+    _to_host: Callable[[Any], np.ndarray] = field(repr=False)
+    _synchronize: Callable[[], None] = field(repr=False)
+
+    def to_device(self, host: np.ndarray) -> Any:
+        """The array on this device: a copy on a GPU, the array itself on the host."""
+        return self._to_device(host)
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """The array as NumPy's: a copy from a GPU, the array itself on the host."""
+        return self._to_host(array)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what this thread asked of it."""
+        self._synchronize()
+
+    def owns(self, value: Any) -> bool:
+        """Whether `value` is an array of this device."""
+        return isinstance(value, self.array_type)
+
+
+_current: Backend | None = None
+
+
+def current() -> Backend:
+    """The backend of this process; the host's NumPy unless `use` said otherwise."""
+    return host() if _current is None else _current
+
+
+def use(backend: Backend | None) -> None:
+    """Make `backend` this process's; None goes back to the host's NumPy."""
+    global _current
+    _current = backend
+
+
+@functools.cache
+def host() -> Backend:
+    """NumPy in host memory."""
+    return Backend(
+        kind="cpu",
+        name=_cpu_model(),
+        emulated=False,
+        xp=numpy_namespace,
+        array_type=np.ndarray,
+        _to_device=lambda array: array,
+        _to_host=lambda array: array,
+        _synchronize=lambda: None,
+    )
+
+
+def cupy_gpu(memory_fraction: float = memory.DEVICE_FRACTION) -> Backend:
+    """CuPy on this process's first device, which is the one that CUDA_VISIBLE_DEVICES pins.
+
+    memory_fraction: the part of the device's memory that CuPy's pool may take, in (0, 1].
+
+    Raises RuntimeError, saying why, without CuPy or without a device.
+    """
+    tokens, reason = probe_gpus()
+    if not tokens:
+        raise RuntimeError(f"no GPU can be used in this process: {reason}")
+    import array_api_compat.cupy as cupy_namespace
+    import cupy
+
+    cupy.cuda.Device(0).use()
+    memory.bound_device_pool(memory_fraction)
+
+    def to_device(array: np.ndarray) -> Any:
+        on_device = cupy.asarray(array)
+        memory.trim_pinned_pool()
+        return on_device
+
+    name = cupy.cuda.runtime.getDeviceProperties(0)["name"]
+    return Backend(
+        kind="gpu",
+        name=name.decode() if isinstance(name, bytes) else str(name),
+        emulated=False,
+        xp=cupy_namespace,
+        array_type=cupy.ndarray,
+        _to_device=to_device,
+        _to_host=cupy.asnumpy,
+        # The stream is the thread's: a task waits for what it launched itself, and for nothing else.
+        _synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
+    )
+
+
+@functools.cache
+def emulated_gpu() -> Backend:
+    """A stand-in for a GPU, in host memory, for machines without one. Its `name` says what it is."""
+    import array_api_strict
+
+    device = array_api_strict.Device(EMULATED_DEVICE)
+    host_device = array_api_strict.Device("CPU_DEVICE")
+    return Backend(
+        kind="gpu",
+        name="emulated GPU",
+        emulated=True,
+        xp=array_api_strict,
+        array_type=type(array_api_strict.empty(0)),
+        # copy: a real device never shares memory with the host, so neither does this one.
+        _to_device=lambda array: array_api_strict.asarray(array, device=device, copy=True),
+        _to_host=lambda array: np.asarray(array.to_device(host_device)),
+        _synchronize=lambda: None,
+    )
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The tokens of the GPUs that may be used here, each fit to be a CUDA_VISIBLE_DEVICES of its own.
+
+    They are indices, or what CUDA_VISIBLE_DEVICES lists (indices or UUIDs). Empty without CuPy or a GPU.
+    Counting initializes the driver, but makes no context, so it takes no device memory.
+    """
+    return probe_gpus()[0]
+
+
+def probe_gpus() -> tuple[tuple[str, ...], str]:
+    """`visible_gpus`, and why there is none in words: `("0", "1"), ""` or `(), "CuPy is not installed"`."""
+    listed = visible_tokens(os.environ)
+    if listed == ():
+        return (), f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides every GPU"
+    if importlib.util.find_spec("cupy") is None:
+        return (), "CuPy is not installed (pip install 'dask-taskgraph[cuda12]' or '[cuda13]')"
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except ImportError as error:
+        return (), f"CuPy is installed but cannot be imported: {error}"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return (), f"CUDA finds no GPU: {error}"
+    tokens = tuple(str(index) for index in range(count)) if listed is None else listed
+    # CUDA stops at the first token that names no device, so the first `count` are those that do.
+    return tokens[:count], ""
+
+
+def visible_tokens(environ: Mapping[str, str]) -> tuple[str, ...] | None:
+    """What CUDA_VISIBLE_DEVICES lists, up to its first invalid index, as CUDA reads it; None if not set.
+
+    >>> visible_tokens({"CUDA_VISIBLE_DEVICES": "2,GPU-8f3a,-1,0"})
+    ('2', 'GPU-8f3a')
+    >>> visible_tokens({"CUDA_VISIBLE_DEVICES": ""}), visible_tokens({})
+    ((), None)
+    """
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return None
+    tokens: list[str] = []
+    for token in (part.strip() for part in listed.split(",")):
+        if not token or token == "NoDevFiles" or token.startswith("-"):
+            break
+        tokens.append(token)
+    return tuple(tokens)
+
+
+def _cpu_model() -> str:
+    """The processor's name as its maker gives it, or the architecture where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine() or "CPU"

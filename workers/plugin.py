@@ -1,0 +1,181 @@
+"""The setup of a worker process: its device, its cores, and the profile that it publishes.
+
+`deploy.local.LocalCluster` passes `DeviceSetup` to its workers. Who starts Dask without it preloads this
+module:
+
+    CUDA_VISIBLE_DEVICES=0 dask worker tcp://scheduler:8786 --nthreads 1 --preload workers.plugin
+    dask worker tcp://scheduler:8786 --preload workers.plugin --device cpu
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import threadpoolctl
+from distributed import Worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from workers import backend, memory
+from workers.profile import profile
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("auto", "cpu", "gpu", "emulated-gpu")
+
+#: Under this key the scheduler holds a worker's profile: `WorkerState.extra[PROFILE]`.
+PROFILE = "taskgraph"
+
+
+class DeviceSetup(WorkerPlugin):
+    """Choose this worker's device, measure it and publish the profile, before the worker registers.
+
+    kind: "cpu", "gpu" (CuPy on the one device that CUDA_VISIBLE_DEVICES pins), "emulated-gpu", or "auto" (a
+    GPU where exactly one is pinned and usable, else the CPU);
+    memory_fraction: of the GPU's memory, that CuPy's pool may take;
+    blas_threads: of each task. Task threads times BLAS threads should be the worker's share of the cores, so
+    with a task thread a core it is 1.
+
+    It has to be passed as `Worker(plugins=[...])` (or preloaded): those are set up before registration, and a
+    failure stops the worker. A plugin registered by a client comes too late for `WorkerState.extra`.
+
+    Raises ValueError for an unknown kind. In a worker: RuntimeError, saying why, where no GPU can be used.
+    """
+
+    name = "taskgraph-device"
+
+    def __init__(
+        self,
+        kind: str = "auto",
+        *,
+        memory_fraction: float = memory.DEVICE_FRACTION,
+        blas_threads: int = 1,
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"unknown device kind {kind!r}; known: {', '.join(KINDS)}")
+        if blas_threads < 1:
+            raise ValueError(f"a task needs at least 1 BLAS thread, not {blas_threads}")
+        self.kind = kind
+        self.memory_fraction = memory_fraction
+        self.blas_threads = blas_threads
+
+    def setup(self, worker: Worker) -> None:
+        """Choose, measure, publish."""
+        # All that can fail is here: Dask swallows an exception of a startup information function, and the
+        # profile would just be missing.
+        kind = detect_kind() if self.kind == "auto" else self.kind
+        here = self._backend(kind)
+        backend.use(here)
+        if kind == "gpu":
+            stay_near_gpu(worker_pci_bus_id())
+        measured = profile(
+            here,
+            memory_limit_bytes=worker.memory_manager.memory_limit,
+            nthreads=worker.state.nthreads,
+            blas_threads=self.blas_threads,
+        )
+        if kind == "gpu":
+            free_measurements()
+        # Not as a context manager: it holds for the process. The environment comes too late for a loaded
+        # BLAS.
+        threadpoolctl.threadpool_limits(self.blas_threads, user_api="blas")
+        worker.startup_information[PROFILE] = lambda _worker: measured
+
+    def teardown(self, worker: Worker) -> None:
+        """Go back to the host's NumPy: with workers in one process, the next may be another kind."""
+        backend.use(None)
+
+    def _backend(self, kind: str) -> backend.Backend:
+        if kind == "gpu":
+            return backend.cupy_gpu(self.memory_fraction)
+        return backend.emulated_gpu() if kind == "emulated-gpu" else backend.host()
+
+
+def detect_kind() -> str:
+    """The kind "gpu" where CUDA_VISIBLE_DEVICES pins exactly one usable GPU, else "cpu".
+
+    A machine's only GPU that nobody pinned is not taken: several workers of one machine would all take it.
+    """
+    listed = backend.visible_tokens(os.environ)
+    tokens, reason = backend.probe_gpus()
+    if len(tokens) == 1 and listed is not None and len(listed) == 1:
+        return "gpu"
+    if tokens:
+        reason = f"of {len(tokens)} visible GPUs none is pinned; set CUDA_VISIBLE_DEVICES to one a worker"
+    logger.info("This worker computes on its CPU: %s", reason)
+    return "cpu"
+
+
+def worker_pci_bus_id() -> str:
+    """Where this process's GPU sits, such as "0000:65:00.0"."""
+    import cupy
+
+    return str(cupy.cuda.runtime.deviceGetPCIBusId(0))
+
+
+def free_measurements() -> None:
+    """Give back what the measurement took of the device."""
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
+def parse_cpulist(text: str) -> frozenset[int]:
+    """The processors that a kernel's list names. Raises ValueError for what is none.
+
+    >>> sorted(parse_cpulist("0-2,8,10-11"))
+    [0, 1, 2, 8, 10, 11]
+    >>> parse_cpulist("")
+    frozenset()
+    """
+    cpus: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        cpus.update(range(int(first), int(last if dash else first) + 1))
+    return frozenset(cpus)
+
+
+def stay_near_gpu(pci_bus_id: str, sysfs: Path = Path("/sys/bus/pci/devices")) -> frozenset[int] | None:
+    """Keep this process's threads on the cores beside the GPU; those cores, or None if nothing changed.
+
+    Nothing is changed where the system does not tell (not Linux, a container without sysfs), or where this
+    process may use none of those cores.
+    """
+    cpulist = sysfs / pci_bus_id.lower() / "local_cpulist"
+    if not hasattr(os, "sched_setaffinity") or not cpulist.exists():
+        return None
+    cpus = parse_cpulist(cpulist.read_text()) & os.sched_getaffinity(0)
+    if not cpus:
+        logger.info("No core beside the GPU at %s may be used here; the affinity stays as it is", pci_bus_id)
+        return None
+    # The call takes one thread, and only its later children follow: the pools of BLAS and Dask may be there
+    # already.
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.sched_setaffinity(int(thread.name), cpus)
+    return frozenset(cpus)
+
+
+@click.command()
+@click.option("--device", type=click.Choice(KINDS), default="auto", show_default=True, help="What computes.")
+@click.option(
+    "--memory-fraction",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=memory.DEVICE_FRACTION,
+    show_default=True,
+    help="The part of the GPU's memory that CuPy's pool may take.",
+)
+@click.option("--blas-threads", type=click.IntRange(1), default=1, show_default=True, help="Of each task.")
+def dask_setup(worker: Any, device: str, memory_fraction: float, blas_threads: int) -> None:
+    """Set up a worker that was started with `--preload workers.plugin`."""
+    if not isinstance(worker, Worker):
+        raise TypeError(f"workers.plugin is a preload of workers, not of a {type(worker).__name__}")
+    setup = DeviceSetup(device, memory_fraction=memory_fraction, blas_threads=blas_threads)
+    # Not `plugin_add` here: a preload's exception is only logged, and the worker would register without a
+    # device. The worker sets its pending plugins up next, and one that fails stops it.
+    worker._pending_plugins = (*worker._pending_plugins, setup)
