@@ -51,9 +51,13 @@ def gradients(ys: Any, xs: Any, grad_ys: Any = None) -> Any:
 
 def _check_real(name: str, t: Tensor) -> None:
     if t.dtype.kind == "c":
-        raise NotImplementedError(f"gradients: {name} ('{t.expr.op.name}', {t.dtype}) is complex; only real ones are differentiated")
+        raise NotImplementedError(
+            f"gradients: {name} ('{t.expr.op.name}', {t.dtype}) is complex; only real ones are differentiated"
+        )
     if t.dtype.kind != "f":
-        raise TypeError(f"gradients: {name} ('{t.expr.op.name}') is {t.dtype}; only floating point tensors have gradients")
+        raise TypeError(
+            f"gradients: {name} ('{t.expr.op.name}') is {t.dtype}; only floating point tensors have gradients"
+        )
 
 
 def _seeds(ys: Sequence[Tensor], grad_ys: Any) -> list[Tensor]:
@@ -72,7 +76,11 @@ def _seeds(ys: Sequence[Tensor], grad_ys: Any) -> list[Tensor]:
 
 
 def _filled(t: Tensor, value: float) -> Tensor:
-    return apply(FULL, shape=t.shape, dtype=t.dtype, chunks=t.chunks, fill_value=value) if t.shape else scalar(value, t.dtype)
+    return (
+        apply(FULL, shape=t.shape, dtype=t.dtype, chunks=t.chunks, fill_value=value)
+        if t.shape
+        else scalar(value, t.dtype)
+    )
 
 
 def _backpropagate(ys: Sequence[Tensor], seeds: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
@@ -120,7 +128,5 @@ def _summed_to(t: Tensor, shape: tuple[int, ...]) -> Tensor:
     if t.shape == shape:
         return t
     lead = t.ndim - len(shape)
-    repeated = tuple(range(lead)) + tuple(
-        lead + a for a, s in enumerate(shape) if s == 1 and t.shape[lead + a] != 1
-    )
+    repeated = tuple(range(lead)) + tuple(lead + a for a, s in enumerate(shape) if s == 1 and t.shape[lead + a] != 1)
     return reshape(sum_(t, axis=repeated) if repeated else t, shape)

@@ -37,7 +37,9 @@ def run_demo(cluster: Mapping[str, Any], n: int | None = None, steps: int = 300,
         console.print(device_table(workers))
         emulated = any(w["taskgraph"]["emulated"] for w in workers.values())
         if emulated:
-            console.print("[yellow]no GPU is used here: workers gpu-* are emulated, they compute on the same CPU cores[/]")
+            console.print(
+                "[yellow]no GPU is used here: workers gpu-* are emulated, they compute on the same CPU cores[/]"
+            )
         console.rule("(a) a function and its gradient")
         passed = show_gradients(console)
         console.rule("(b) a product of two random matrices")
@@ -76,7 +78,9 @@ def show_gradients(console: Console) -> bool:
     console.print("  y = 3x\u00b2 + 2x + 3 at x = [[1, 2], [3, 4]]")
     return check(
         console, f"graph style:    dy/dx = {graph_style.tolist()}", bool((graph_style == expected).all())
-    ) & check(console, f"define-by-run:  dy/dx = {define_by_run.tolist()}", bool((define_by_run == expected).all()))
+    ) & check(
+        console, f"define-by-run:  dy/dx = {define_by_run.tolist()}", bool((define_by_run == expected).all())
+    )
 
 
 # -- (b) ---------------------------------------------------------------------------------------------------------------
@@ -97,7 +101,9 @@ def show_products(console: Console, client: Client, n: int | None, emulated: boo
     """The tutorial's product on CPU workers, on GPU-pinned workers and on both, against plain NumPy."""
     machine = tg.Machine.from_client(client)
     n = n or size_for(machine)
-    console.print(f"  {n} x {n} float32, {2 * n**3 / 1e9:,.0f} GFLOP; the operands lie on the CPU workers when the clock starts")
+    console.print(
+        f"  {n} x {n} float32, {2 * n**3 / 1e9:,.0f} GFLOP; the operands lie on the CPU workers when the clock starts"
+    )
     rng = tg.random.default_rng(2017)
     a, b = (rng.standard_normal((n, n), "float32").persist() for _ in range(2))
     here = [t.compute() for t in (a, b)]
@@ -115,7 +121,9 @@ def show_products(console: Console, client: Client, n: int | None, emulated: boo
             runs.append(run_product(client, a, b, pin, names[pin] + mark, reference))
             progress.advance(bar)
     console.print(product_table(runs, n))
-    bound = 64 * np.finfo("float32").eps * np.sqrt(n)  # rounding errors of a sum of n terms grow like its root
+    bound = (
+        64 * np.finfo("float32").eps * np.sqrt(n)
+    )  # rounding errors of a sum of n terms grow like its root
     worst = max(r.error for r in runs)
     return check(console, f"greatest relative error {worst:.1e}, bound {bound:.1e}", bool(worst <= bound))
 
@@ -129,7 +137,9 @@ def size_for(machine: tg.Machine) -> int:
     return max(256, int(min(by_time, by_memory)) // 256 * 256)
 
 
-def run_product(client: Client, a: tg.Tensor, b: tg.Tensor, pin: str, name: str, reference: np.ndarray) -> ProductRun:
+def run_product(
+    client: Client, a: tg.Tensor, b: tg.Tensor, pin: str, name: str, reference: np.ndarray
+) -> ProductRun:
     """The product under a pin; operands are there before, the result stays where it is made."""
     with tg.device(pin):
         c = a @ b
@@ -195,10 +205,16 @@ def show_training(console: Console, steps: int) -> bool:
     accuracy = float((found.argmax(1) == y_test.argmax(1)).mean())
     rate = steps / ours.seconds
     console.print(f"  {x.shape[0]} digits, {x_test.shape[0]} held out, {steps} steps, {rate:.0f} steps/s")
-    passed = check(console, f"loss fell from {ours.losses[0]:.3f} to {ours.losses[-1]:.3f}", ours.losses[-1] < ours.losses[0])
+    passed = check(
+        console,
+        f"loss fell from {ours.losses[0]:.3f} to {ours.losses[-1]:.3f}",
+        ours.losses[-1] < ours.losses[0],
+    )
     passed &= check(console, f"held-out accuracy {accuracy:.3f}", accuracy >= WANTED_ACCURACY)
     return passed & check(
-        console, f"greatest relative difference of a step's loss from NumPy's {difference:.1e}", difference <= STEP_TOLERANCE
+        console,
+        f"greatest relative difference of a step's loss from NumPy's {difference:.1e}",
+        difference <= STEP_TOLERANCE,
     )
 
 
@@ -217,7 +233,12 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def first_weights() -> list[np.ndarray]:
     rng = np.random.default_rng(1)
-    return [rng.normal(0, 64**-0.5, (64, HIDDEN)), np.zeros(HIDDEN), rng.normal(0, HIDDEN**-0.5, (HIDDEN, 10)), np.zeros(10)]
+    return [
+        rng.normal(0, 64**-0.5, (64, HIDDEN)),
+        np.zeros(HIDDEN),
+        rng.normal(0, HIDDEN**-0.5, (HIDDEN, 10)),
+        np.zeros(10),
+    ]
 
 
 @dataclass(frozen=True)
@@ -230,7 +251,10 @@ class Training:
 def train(x: np.ndarray, y: np.ndarray, steps: int, console: Console) -> Training:
     """Gradient descent in graph style: the loss, its gradients and the assignments are one graph, run once a step."""
     images, labels = tg.asarray(x).persist(), tg.asarray(y).persist()
-    w = [tg.Variable(value, name=name) for value, name in zip(first_weights(), ("W1", "b1", "W2", "b2"), strict=True)]
+    w = [
+        tg.Variable(value, name=name)
+        for value, name in zip(first_weights(), ("W1", "b1", "W2", "b2"), strict=True)
+    ]
     logits = tg.tanh(images @ w[0] + w[1]) @ w[2] + w[3]
     loss = tg.mean(tg.logsumexp(logits, axis=1) - tg.sum(logits * labels, axis=1))
     updates = [v.assign(v - LEARNING_RATE * g) for v, g in zip(w, tg.gradients(loss, w), strict=True)]

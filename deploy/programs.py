@@ -36,11 +36,16 @@ def connected(connection: Mapping[str, Any], cluster: Mapping[str, Any] | None) 
             yield stack.enter_context(Client(stack.enter_context(start_cluster(cluster or {}))))
 
 
-def run_script(script: str, args: Sequence[str], connection: Mapping[str, Any], cluster: Mapping[str, Any] | None) -> int:
+def run_script(
+    script: str, args: Sequence[str], connection: Mapping[str, Any], cluster: Mapping[str, Any] | None
+) -> int:
     """Run a Python script with a client in force; gives the script's exit code. An exception of the script's own is
     shown as Python shows it."""
     with connected(connection, cluster) as client:
-        print(f"taskgraph: {client.cluster or client.scheduler.address}, dashboard {client.dashboard_link}", file=sys.stderr)
+        print(
+            f"taskgraph: on {client}, dashboard {client.dashboard_link}",
+            file=sys.stderr,
+        )
         before = sys.argv, sys.path[:]
         sys.argv, sys.path[0:0] = [script, *args], [str(Path(script).resolve().parent)]
         try:

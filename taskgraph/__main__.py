@@ -11,23 +11,30 @@ from taskgraph.upward import resolve
 
 
 def _cluster_options(command: Any) -> Any:
-    for option in (
-        click.option("--memory-limit", default="auto", show_default=True, help="Host memory of each worker."),
-        click.option("--emulated-gpus", type=click.IntRange(0), default=None, metavar="N",
-                     help="Workers that stand for GPUs and compute on the CPU."),
-        click.option("--gpus", default="auto", show_default=True, metavar="N", help="GPU-pinned workers to start, or 'auto'."),
-        click.option("--cpus", type=click.IntRange(0), default=None, metavar="N",
-                     help="CPU workers to start (by default the cores, shared out)."),
-    ):  # fmt: skip
-        command = option(command)
+    options = (
+        ("--memory-limit", {"default": "auto", "show_default": True}, "Host memory of each worker."),
+        (
+            "--emulated-gpus",
+            {"type": click.IntRange(0), "metavar": "N"},
+            "Workers that stand for GPUs; they use the CPU.",
+        ),
+        ("--gpus", {"default": "auto", "show_default": True, "metavar": "N"}, "GPU-pinned workers, or 'auto'."),
+        ("--cpus", {"type": click.IntRange(0), "metavar": "N"}, "CPU workers (by default the cores, shared out)."),
+    )
+    for name, settings, text in options:
+        command = click.option(name, **settings, help=text)(command)
     return command
 
 
 def _scheduler_options(command: Any) -> Any:
     command = click.option(
-        "--scheduler-file", type=click.Path(exists=True, dir_okay=False), help="Use the cluster whose scheduler wrote this file."
+        "--scheduler-file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Use the cluster whose scheduler wrote this file.",
     )(command)
-    return click.option("--scheduler", metavar="ADDRESS", help="Use the cluster at this address (tcp://host:port).")(command)
+    return click.option("--scheduler", metavar="ADDRESS", help="Use the cluster at this address (tcp://host:port).")(
+        command
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,16 +44,31 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--n", type=click.IntRange(2), default=None, help="Size of the matrices (by default sized to the machine; the tutorial's is 30000).")
+@click.option(
+    "--n",
+    type=click.IntRange(2),
+    default=None,
+    help="Size of the matrices (by default sized to the machine; the tutorial's is 30000).",
+)
 @click.option("--steps", type=click.IntRange(1), default=300, show_default=True, help="Steps of the training.")
 @click.option("--wait", is_flag=True, help="Keep the cluster, and its dashboard, up at the end until Enter is pressed.")
 @_cluster_options
-def demo(n: int | None, steps: int, wait: bool, cpus: int | None, gpus: str, emulated_gpus: int | None, memory_limit: str) -> None:
+def demo(
+    n: int | None,
+    steps: int,
+    wait: bool,
+    cpus: int | None,
+    gpus: str,
+    emulated_gpus: int | None,
+    memory_limit: str,
+) -> None:
     """Show the whole path on this machine: gradients, a placed product, a training run.
 
     Where there is no GPU, two workers stand for GPUs and compute on the CPU; everything they do is labelled emulated.
     """
-    raise SystemExit(resolve("run_demo")(_cluster(cpus, gpus, emulated_gpus, memory_limit), n=n, steps=steps, wait=wait))
+    raise SystemExit(
+        resolve("run_demo")(_cluster(cpus, gpus, emulated_gpus, memory_limit), n=n, steps=steps, wait=wait)
+    )
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import dask
 import dask.array as da
 import dask.threaded
 import numpy as np
@@ -133,26 +132,22 @@ def persist(exprs: Sequence[Expr], scheduler: Any = None, **kwargs: Any) -> list
 
 
 def run(exprs: Sequence[Expr], keep: Sequence[bool], scheduler: Any = None, **kwargs: Any) -> list[Any]:
-    """Run some expressions at once: each gives its values, or, where `keep`, an expression of the blocks left in place."""
+    """Run some expressions at once: each gives its values or, where `keep`, an expression of blocks left in place."""
     if not exprs:
         return []
-    get = get_scheduler(scheduler=scheduler) or local_get
-    client = getattr(get, "__self__", None)
+    get: Any = get_scheduler(scheduler=scheduler) or local_get
+    client: Any = getattr(get, "__self__", None)
     machine = machine_of(client if hasattr(client, "scheduler_info") else None)
     graph = lowered(exprs, machine)
     if not machine.is_cluster:
         found = get(graph.graph.to_dict(), graph.keys, **kwargs)
     else:
         futures = client.get(graph.graph, graph.keys, sync=False, **kwargs)
-        found = [f if kept else _gather(client, f) for f, kept in zip(futures, keep, strict=True)]
+        found = [f if kept else client.gather(f) for f, kept in zip(futures, keep, strict=True)]
     return [
         _kept(blocks, out, e) if kept else assemble(blocks, e.ndim)
         for blocks, out, e, kept in zip(found, graph.outputs, exprs, keep, strict=True)
     ]
-
-
-def _gather(client: Any, futures: Any) -> Any:
-    return client.gather(futures)
 
 
 def _kept(blocks: Any, output: Output, expr: Expr) -> Expr:
@@ -187,8 +182,3 @@ def explain(exprs: Sequence[Expr], machine: Machine | None = None) -> str:
 
     counts = ", ".join(f"{n} on {kind} workers" for kind, n in sorted(tasks_per_kind(graph).items()))
     return f"{graph.plan.summary()}\n  tasks: {counts}"
-
-
-def configured(name: str, default: Any) -> Any:
-    """A setting of ours in Dask's configuration (`taskgraph.NAME`)."""
-    return dask.config.get(f"taskgraph.{name}", default)

@@ -101,9 +101,7 @@ def bind(op: Primitive, *inputs: Expr, **params: Any) -> Expr:
     if known is not None:
         return known
     shape, dtype, chunks = op.infer(*inputs, **params)
-    node = Expr(
-        op, inputs, MappingProxyType(params), shape, dtype, chunks, device, token, _label.get() or op.name
-    )
+    node = Expr(op, inputs, MappingProxyType(params), shape, dtype, chunks, device, token, _label.get() or op.name)
     _interned[token] = node
     return node
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from taskgraph.program import compile_nodes, number
 from workers.device_tile import run, to_host
 from workers.kernels import gemm_panel, tree_add
 
-Key = tuple[Any, ...]
+Key = Any  # (name, i, j, ...): a tuple of strings and numbers, which Dask's own type does not admit
 
 
 @dataclass(frozen=True)
@@ -200,18 +200,16 @@ def _one_task(done: _Layers) -> None:
     origin = (0,) * max((n.ndim for n in nodes), default=0)
     args = [_argument(done, a)(origin[: a.ndim if isinstance(a, Expr) else len(a)]) for a in arguments]
     tag = TaskTag(kind=done.plan.machine.home)
-    names = [(r, (r.name, *(0,) * r.ndim)) for r in roots]
-    whole = names[0][1] if len(roots) == 1 else (f"{roots[0].label}-step-{program_token(roots)}",)
-    done.add(whole[0], {whole: Task(whole, run, program, *args)}, _needs(done, arguments), tag)
-    for n, (root, key) in enumerate(names):
-        done.names[root] = root.name
-        if key != whole:
-            done.add(root.name, {key: Task(key, operator.getitem, TaskRef(whole), n)}, {whole[0]}, tag)
-
-
-def program_token(roots: Sequence[Expr]) -> str:
-    """The token of several expressions together."""
-    return tokenize([r.token for r in roots])
+    keys: dict[Expr, Key] = {r: (r.name, *(0,) * r.ndim) for r in roots}
+    done.names.update({r: r.name for r in roots})
+    if len(roots) == 1:
+        key = keys[roots[0]]
+        done.add(roots[0].name, {key: Task(key, run, program, *args)}, _needs(done, arguments), tag)
+        return
+    step = f"{roots[0].label}-step-{tokenize([r.token for r in roots])}"
+    done.add(step, {(step,): Task((step,), run, program, *args)}, _needs(done, arguments), tag)
+    for n, (root, key) in enumerate(keys.items()):
+        done.add(root.name, {key: Task(key, operator.getitem, TaskRef((step,)), n)}, {step}, tag)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------

@@ -30,21 +30,23 @@ def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: di
 
 
 def call_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`Tensor.__array_function__`: functions of the top namespace that we have, with positional axes as NumPy allows."""
-    found = _ours(func.__name__)
-    if found is None or getattr(np, func.__name__, None) is not func:
+    """`Tensor.__array_function__`: functions that we have, with positional axes as NumPy allows."""
+    name: str = func.__name__
+    found = _ours(name)
+    if found is None or getattr(np, name, None) is not func:
         return NotImplemented
-    if func.__name__ == "transpose":
-        x, *rest = args
-        axes = rest[0] if rest else kwargs.get("axes")
-        return found(x, tuple(reversed(range(x.ndim))) if axes is None else axes)
-    if "ddof" in kwargs:
-        kwargs = {**{k: v for k, v in kwargs.items() if k != "ddof"}, "correction": kwargs["ddof"]}
-    if func.__name__ in _AXIS_SECOND and len(args) == 2:
-        args, kwargs = args[:1], {**kwargs, "axis": args[1]}
-    if func.__name__ == "tensordot" and len(args) == 3:
-        args, kwargs = args[:2], {**kwargs, "axes": args[2]}
-    return found(*args, **kwargs)
+    more = dict(kwargs)
+    if "ddof" in more:
+        more["correction"] = more.pop("ddof")
+    first, *rest = args
+    if name == "transpose":
+        axes = rest[0] if rest else more.get("axes")
+        return found(first, tuple(reversed(range(first.ndim))) if axes is None else axes)
+    if name in _AXIS_SECOND and len(rest) == 1:
+        more["axis"], rest = rest[0], []
+    if name == "tensordot" and len(rest) == 2:
+        more["axes"], rest = rest[1], rest[:1]
+    return found(first, *rest, **more)
 
 
 _AXIS_SECOND = {

@@ -105,9 +105,7 @@ def align(plan: Plan) -> Plan:
         if node.op.kind == "elementwise":
             often = [len(users[i]) > 1 for i in node.inputs]
             new = with_inputs(node, inputs)
-            inputs = tuple(
-                relayout(i, aligned(new.chunks, i.shape), o) for i, o in zip(inputs, often, strict=True)
-            )
+            inputs = tuple(relayout(i, aligned(new.chunks, i.shape), o) for i, o in zip(inputs, often, strict=True))
         new = with_inputs(node, inputs)
         if node in plan.products:
             products[new] = plan.products[node]
@@ -196,9 +194,7 @@ def is_small(plan: Plan, groups: Sequence[Group]) -> bool:
     if not all(is_single(n.chunks) and _is_home(n, plan) for n in nodes):
         return False
     rate = plan.machine.of_kind("cpu")[0].rate
-    seconds = sum(
-        n.op.flops(n) / (rate(n.dtype) if n.op.kind == "product" else ELEMENTWISE_PER_S) for n in nodes
-    )
+    seconds = sum(n.op.flops(n) / (rate(n.dtype) if n.op.kind == "product" else ELEMENTWISE_PER_S) for n in nodes)
     return seconds <= len(groups) * plan.machine.task_seconds
 
 

@@ -9,10 +9,10 @@ product      a matrix product; lowered by the plan, tile by tile.
 array        `lower(xp, *arrays, **params)` computes the whole from the whole: `xp` is `dask.array` for arrays of many
              blocks and a NumPy namespace where everything is one block.
 
-`infer(*inputs, **params)` gives (shape, dtype, chunks) or raises. `vjp(ct, out, *inputs, **params)` gives the cotangents
-of the inputs (None for zero), `jvp(tangents, out, *inputs, **params)` the tangent of the result from the inputs'
-tangents (None for zero); both get and give tensors and call public operations, so they are themselves differentiable.
-A rule never sums a cotangent to its input's shape: the reverse pass does that once, for everybody.
+`infer(*inputs, **params)` gives (shape, dtype, chunks) or raises. `vjp(ct, out, *inputs, **params)` gives the
+cotangents of the inputs (None for zero), `jvp(tangents, out, *inputs, **params)` the tangent of the result from the
+inputs' tangents (None for zero); both get and give tensors and call public operations, so they are themselves
+differentiable. A rule never sums a cotangent to its input's shape: the reverse pass does that once, for everybody.
 """
 
 from __future__ import annotations

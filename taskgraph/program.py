@@ -25,7 +25,10 @@ class Program:
     __slots__ = ("name", "outputs", "steps")
 
     def __init__(
-        self, name: str, steps: Sequence[tuple[Primitive, dict[str, Any], tuple[int, ...]]], outputs: Sequence[int]
+        self,
+        name: str,
+        steps: Sequence[tuple[Primitive, dict[str, Any], tuple[int, ...]]],
+        outputs: Sequence[int],
     ):
         self.name, self.steps, self.outputs = name, tuple(steps), tuple(outputs)
 
@@ -57,11 +60,12 @@ def _step(xp: Any, op: Primitive, params: dict[str, Any], inputs: list[Any]) -> 
     return op.lower(xp, *inputs, **params)
 
 
-def compile_nodes(
-    name: str, nodes: Sequence[Expr], outputs: Sequence[Expr]
-) -> tuple[Program, list[Expr | Chunks]]:
-    """The program of some expressions, and its arguments: expressions from elsewhere whose blocks it takes (numbers
-    among them), and, for its sources, the blocks in which they are cut, which stand for the place of the one to make."""
+def compile_nodes(name: str, nodes: Sequence[Expr], outputs: Sequence[Expr]) -> tuple[Program, list[Expr | Chunks]]:
+    """The program of some expressions, and its arguments.
+
+    An argument is an expression from elsewhere whose block the program takes (numbers among them) or, for a source of
+    its own, the blocks in which that is cut: they stand for the place of the one to make.
+    """
     inside = set(nodes)
     at: dict[Expr | Chunks, int] = {}
     for node in nodes:

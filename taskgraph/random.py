@@ -154,7 +154,11 @@ def default_rng(seed: int | None = None) -> Generator:
 
 
 def randn(
-    *shape: int, dtype: Any = np.float32, seed: int | None = None, chunks: Any = "auto", device: str | None = None
+    *shape: int,
+    dtype: Any = np.float32,
+    seed: int | None = None,
+    chunks: Any = "auto",
+    device: str | None = None,
 ) -> Tensor:
     """Standard normal numbers, as `torch.randn`: float32 where no dtype is given; from `seed`, or else from entropy."""
     if len(shape) == 1 and not isinstance(shape[0], int | np.integer):

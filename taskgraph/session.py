@@ -34,7 +34,12 @@ def placeholder(dtype: Any, shape: Sequence[int], name: str | None = None, chunk
     found = tuple(int(s) for s in shape)
     kind = numeric(dtype, "placeholder")
     return apply(
-        PLACEHOLDER, shape=found, dtype=kind, chunks=normalize(chunks, found, kind), id=n, name=name or f"placeholder-{n}"
+        PLACEHOLDER,
+        shape=found,
+        dtype=kind,
+        chunks=normalize(chunks, found, kind),
+        id=n,
+        name=name or f"placeholder-{n}",
     )
 
 
@@ -72,7 +77,13 @@ class Variable(Tensor):
         self._state = _State(first)
         state = Opaque(self._state, f"variable-{n}")
         made = apply(
-            VARIABLE, shape=first.shape, dtype=first.dtype, chunks=first.chunks, id=n, name=self.name, state=state
+            VARIABLE,
+            shape=first.shape,
+            dtype=first.dtype,
+            chunks=first.chunks,
+            id=n,
+            name=self.name,
+            state=state,
         )
         super().__init__(made.expr)
 
@@ -82,7 +93,7 @@ class Variable(Tensor):
         return self._state.value
 
     def assign(self, value: Any) -> Assign:
-        """What gives this variable a new value when a session runs it; ValueError unless shape and dtype are its own."""
+        """What gives this variable a new value when a session runs it; ValueError for another shape or dtype."""
         new = asarray(value, dtype=None if isinstance(value, Tensor) else self.dtype)
         if (new.shape, new.dtype) != (self.shape, self.dtype):
             raise ValueError(

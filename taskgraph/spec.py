@@ -1,7 +1,7 @@
 """What makes a graph valid: rules that hold between passes.
 
-`validate` is cheap to skip and dear to miss: tests switch it on everywhere, users with `dask.config.set({"taskgraph.validate":
-True})`. A pass that breaks a rule is named by the expression that it left behind.
+`validate` is cheap to skip and dear to miss: tests switch it on everywhere, users with
+`dask.config.set({"taskgraph.validate": True})`. A pass that breaks a rule is named by what it left behind.
 """
 
 from __future__ import annotations

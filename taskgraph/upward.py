@@ -1,7 +1,7 @@
 """The one upward edge: names of the layers above this one, looked up when they are first used.
 
-`taskgraph` is imported by `autodiff`, `scheduler_plugins` and `deploy`, so it cannot import them; the facade and the few
-places that need them (a tensor's `backward`, the plugin's registration) ask here.
+`taskgraph` is imported by `autodiff`, `scheduler_plugins` and `deploy`, so it cannot import them; the facade and the
+few places that need them (a tensor's `backward`, the plugin's registration) ask here.
 """
 
 from __future__ import annotations

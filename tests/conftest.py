@@ -1,4 +1,4 @@
-"""What every test gets: validation of graphs between passes, and no exception that only a log tells of."""
+"""What every test gets: graphs validated between passes, no exception that only a log tells of, in CI no skips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["DASK_TASKGRAPH__VALIDATE"] = "True"  # for the processes that tests start
-    dask.config.set({"taskgraph.validate": True, "distributed.worker.daemon": True})
+    dask.config.set({"taskgraph.validate": True})
 
 
 class _Kept(logging.Handler):
@@ -38,3 +38,13 @@ def no_logged_exception(request: pytest.FixtureRequest) -> Iterator[None]:
         root.removeHandler(kept)
     if kept.records and not request.node.get_closest_marker("logs_errors"):
         pytest.fail("errors were logged:\n" + "\n".join(r.getMessage() for r in kept.records), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """In CI a skip is a failure: what was not tried was not shown. Only a test that needs a GPU may be skipped."""
+    report = yield
+    if os.environ.get("CI") and report.skipped and item.get_closest_marker("gpu") is None:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {report.longrepr}"
+    return report

@@ -1,4 +1,4 @@
-"""One row of examples for every primitive: it drives the tests of values, types, blocks and derivatives for all of them.
+"""Examples for every primitive: they drive the tests of values, types, blocks and derivatives for all of them.
 
 A case is a function of tensors, the same function of NumPy arrays, and how to draw its inputs. `smooth` says that
 derivatives may be checked by differences at the drawn points.
@@ -70,7 +70,9 @@ def _unary(name: str, draw: Draw = normal, numpys: Any = None, smooth: bool = Tr
     return [Case(name, getattr(tg, name), f, (draw,), (s,), smooth) for s in ((7, 5), (), (4,))]
 
 
-def _binary(name: str, draws: Sequence[Draw] = (normal, normal), numpys: Any = None, smooth: bool = True) -> list[Case]:
+def _binary(
+    name: str, draws: Sequence[Draw] = (normal, normal), numpys: Any = None, smooth: bool = True
+) -> list[Case]:
     f = numpys or getattr(np, name)
     shapes = (((7, 5), (7, 5)), ((7, 5), (5,)), ((7, 1), (1, 5)), ((), (4,)))
     return [Case(name, getattr(tg, name), f, tuple(draws), s, smooth) for s in shapes]

@@ -5,4 +5,3 @@ from taskgraph.ops.elementwise import *  # noqa: F403
 from taskgraph.ops.product import *  # noqa: F403
 from taskgraph.ops.reduce import *  # noqa: F403
 from taskgraph.ops.shape import *  # noqa: F403
-

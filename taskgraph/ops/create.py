@@ -64,12 +64,16 @@ def make(row: Primitive, shape: Any, dtype: Any, chunks: Any, device: str | None
 FULL = source("full", lambda start, block, *, dtype, fill_value, **_: np.full(block, fill_value, dtype))
 ARANGE = source(
     "arange",
-    lambda start, block, *, dtype, first, step, **_: (
-        first + step * np.arange(start[0], start[0] + block[0])
-    ).astype(dtype),
+    lambda start, block, *, dtype, first, step, **_: (first + step * np.arange(start[0], start[0] + block[0])).astype(
+        dtype
+    ),
 )
-EYE = source("eye", lambda start, block, *, dtype, k, **_: np.eye(*block, k=k + start[0] - start[1], dtype=dtype))
-TRI = source("tri", lambda start, block, *, dtype, k, **_: np.tri(*block, k=k + start[-2] - start[-1], dtype=bool))
+EYE = source(
+    "eye", lambda start, block, *, dtype, k, **_: np.eye(block[0], block[1], k=k + start[0] - start[1], dtype=dtype)
+)
+TRI = source(
+    "tri", lambda start, block, *, dtype, k, **_: np.tri(block[0], block[1], k=k + start[0] - start[1], dtype=bool)
+)
 
 
 def _linspace_block(start: Shape, block: Shape, *, dtype: DType, first: Any, last: Any, steps: int, **_: Any) -> Any:
@@ -149,7 +153,9 @@ def arange(
     if step == 0:
         raise ValueError("arange: step must not be 0")
     size = max(0, math.ceil((last - first) / step))
-    dtype = np.dtype(dtype) if dtype is not None else np.result_type(*[np.asarray(v).dtype for v in (first, last, step)])
+    dtype = (
+        np.dtype(dtype) if dtype is not None else np.result_type(*[np.asarray(v).dtype for v in (first, last, step)])
+    )
     return make(ARANGE, (size,), dtype, chunks, device, first=first, step=step)
 
 
@@ -295,9 +301,7 @@ def _infer_dask(array: Opaque) -> Result:
     return x.shape, x.dtype, x.chunks
 
 
-DASK = primitive(
-    "dask", kind="array", infer=_infer_dask, lower=lambda xp, array: array.value, flops=lambda node: 0
-)
+DASK = primitive("dask", kind="array", infer=_infer_dask, lower=lambda xp, array: array.value, flops=lambda node: 0)
 
 
 def from_dask(x: da.Array, /) -> Tensor:

@@ -91,7 +91,7 @@ def _public(row: Primitive, ufunc: np.ufunc, nin: int, cast_to: Any, doc: str) -
 
     call.__name__ = call.__qualname__ = row.name
     arguments = ", ".join(("x1", "x2")[:nin] if nin > 1 else "x")
-    call.__doc__ = f"{doc}\n\n    {row.name}({arguments}): shapes broadcast; types and values as `numpy.{ufunc.__name__}`.\n    "
+    call.__doc__ = f"{doc}\n\n{row.name}({arguments}): shapes broadcast; types and values as `numpy.{ufunc.__name__}`."
     return call
 
 
@@ -105,7 +105,12 @@ def cast(x: Any, dtype: DType) -> Tensor:
 
 
 def elementwise(
-    name: str, doc: str, *partials: Partial, ufunc: np.ufunc | None = None, flops: int = 1, cast_to: Any = None
+    name: str,
+    doc: str,
+    *partials: Partial,
+    ufunc: np.ufunc | None = None,
+    flops: int = 1,
+    cast_to: Any = None,
 ) -> Callable[..., Tensor]:
     """Enter a row and give its public function.
 
@@ -147,7 +152,9 @@ def _pow_exponent(out: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 abs = elementwise("abs", "Absolute value.", lambda out, x: sign(x), ufunc=np.absolute)
 acos = elementwise("acos", "Inverse cosine.", lambda out, x: -1 / sqrt(1 - x * x), ufunc=np.arccos, flops=10)
-acosh = elementwise("acosh", "Inverse hyperbolic cosine.", lambda out, x: 1 / sqrt(x * x - 1), ufunc=np.arccosh, flops=10)
+acosh = elementwise(
+    "acosh", "Inverse hyperbolic cosine.", lambda out, x: 1 / sqrt(x * x - 1), ufunc=np.arccosh, flops=10
+)
 add = elementwise("add", "Sum of two arrays.", 1, 1)
 asin = elementwise("asin", "Inverse sine.", lambda out, x: 1 / sqrt(1 - x * x), ufunc=np.arcsin, flops=10)
 asinh = elementwise("asinh", "Inverse hyperbolic sine.", lambda out, x: 1 / sqrt(x * x + 1), ufunc=np.arcsinh, flops=10)
@@ -344,12 +351,73 @@ def clip(x: Any, /, min: Any = None, max: Any = None) -> Tensor:
 
 
 __all__ = [
-    "abs", "acos", "acosh", "add", "asin", "asinh", "astype", "atan", "atan2", "atanh", "bitwise_and",
-    "bitwise_invert", "bitwise_left_shift", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "ceil",
-    "clip", "conj", "copysign", "cos", "cosh", "divide", "equal", "exp", "expm1", "floor", "floor_divide",
-    "greater", "greater_equal", "hypot", "imag", "isfinite", "isinf", "isnan", "less", "less_equal", "log",
-    "log10", "log1p", "log2", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor",
-    "maximum", "minimum", "multiply", "negative", "nextafter", "not_equal", "positive", "pow", "real",
-    "reciprocal", "remainder", "round", "sign", "signbit", "sin", "sinh", "sqrt", "square", "subtract",
-    "tan", "tanh", "trunc", "where",
+    "abs",
+    "acos",
+    "acosh",
+    "add",
+    "asin",
+    "asinh",
+    "astype",
+    "atan",
+    "atan2",
+    "atanh",
+    "bitwise_and",
+    "bitwise_invert",
+    "bitwise_left_shift",
+    "bitwise_or",
+    "bitwise_right_shift",
+    "bitwise_xor",
+    "ceil",
+    "clip",
+    "conj",
+    "copysign",
+    "cos",
+    "cosh",
+    "divide",
+    "equal",
+    "exp",
+    "expm1",
+    "floor",
+    "floor_divide",
+    "greater",
+    "greater_equal",
+    "hypot",
+    "imag",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "less",
+    "less_equal",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "logaddexp",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "logical_xor",
+    "maximum",
+    "minimum",
+    "multiply",
+    "negative",
+    "nextafter",
+    "not_equal",
+    "positive",
+    "pow",
+    "real",
+    "reciprocal",
+    "remainder",
+    "round",
+    "sign",
+    "signbit",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "subtract",
+    "tan",
+    "tanh",
+    "trunc",
+    "where",
 ]  # fmt: skip

@@ -235,9 +235,7 @@ def _contract(sa: str, a: Tensor, sb: str, b: Tensor, needed: set[str]) -> tuple
         wide = reshape(a, (*a.shape, *[1] * len(right)))
         return result, wide * reshape(b, (*shapes[0], *[1] * nl, *shapes[2]))
     k = math.prod(a.shape[nb + nl :])
-    c = product(
-        reshape(a, (*shapes[0], math.prod(shapes[1]), k)), reshape(b, (*shapes[0], k, math.prod(shapes[2])))
-    )
+    c = product(reshape(a, (*shapes[0], math.prod(shapes[1]), k)), reshape(b, (*shapes[0], k, math.prod(shapes[2]))))
     return result, reshape(c, shapes[0] + shapes[1] + shapes[2])
 
 

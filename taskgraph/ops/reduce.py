@@ -11,17 +11,13 @@ import numpy as np
 from taskgraph.expr import Chunks, DType, Expr, Shape
 from taskgraph.ops.elementwise import (
     cast,
-    divide,
     equal,
     exp,
-    floor_divide,
     isfinite,
     log,
-    logical_and,
-    multiply,
     where,
 )
-from taskgraph.ops.shape import broadcast_to, flip, getitem, reshape
+from taskgraph.ops.shape import broadcast_to, flip, reshape
 from taskgraph.primitives import Primitive, no_gradient, primitive
 from taskgraph.tensor import Tensor, apply, as_tensor
 
@@ -88,7 +84,9 @@ def _public(row: Primitive, doc: str) -> Callable[..., Tensor]:
         return apply(row, x, axis=axes, keepdims=bool(keepdims)) if axes else _of_nothing(row, x)
 
     call.__name__ = call.__qualname__ = row.name
-    call.__doc__ = f"{doc}\n\n    {row.name}(x, axis=None, keepdims=False): over `axis` (all where None), as `numpy.{row.name}`.\n    "
+    call.__doc__ = (
+        f"{doc}\n\n{row.name}(x, axis=None, keepdims=False): over `axis` (all where None), as `numpy.{row.name}`."
+    )
     return call
 
 
@@ -143,9 +141,7 @@ PROD = _row(
     _wide,
     lower=lambda xp, x, axis, keepdims: xp.prod(x, axis=axis, keepdims=keepdims, dtype=_wide(x.dtype)),
     vjp=lambda ct, out, x, axis, keepdims: (_spread(ct, x, axis, keepdims) * _prod_of_others(x, axis),),
-    jvp=lambda ts, out, x, axis, keepdims: apply(
-        SUM, ts[0] * _prod_of_others(x, axis), axis=axis, keepdims=keepdims
-    ),
+    jvp=lambda ts, out, x, axis, keepdims: apply(SUM, ts[0] * _prod_of_others(x, axis), axis=axis, keepdims=keepdims),
 )
 
 # -- extremes ----------------------------------------------------------------------------------------------------------
@@ -161,9 +157,7 @@ def _extreme(name: str) -> Primitive:
     return _row(
         name,
         _same,
-        vjp=lambda ct, out, x, axis, keepdims: (
-            _spread(ct, x, axis, keepdims) * _share(out, x, axis, keepdims),
-        ),
+        vjp=lambda ct, out, x, axis, keepdims: (_spread(ct, x, axis, keepdims) * _share(out, x, axis, keepdims),),
         jvp=lambda ts, out, x, axis, keepdims: apply(
             SUM, ts[0] * _share(out, x, axis, keepdims), axis=axis, keepdims=keepdims
         ),
@@ -275,9 +269,7 @@ CUMULATIVE_SUM = primitive(
 )
 
 
-def cumulative_sum(
-    x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False
-) -> Tensor:
+def cumulative_sum(x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False) -> Tensor:
     """Running sums along an axis, which may be left out for one dimension only, as `numpy.cumulative_sum`."""
     from taskgraph.ops.create import zeros
     from taskgraph.ops.shape import concat
@@ -314,7 +306,7 @@ def _position(row: Primitive, doc: str) -> Callable[..., Tensor]:
         return reshape(found, (1,) * x.ndim) if keepdims else found
 
     call.__name__ = call.__qualname__ = row.name
-    call.__doc__ = f"{doc}\n\n    {row.name}(x, axis=None, keepdims=False): of the flattened array where axis is None.\n    "
+    call.__doc__ = f"{doc}\n\n{row.name}(x, axis=None, keepdims=False): of the flattened array where axis is None."
     return call
 
 

@@ -210,9 +210,7 @@ def _infer_concat(*xs: Expr, axis: int) -> Result:
         if x.ndim != first.ndim or any(
             a != axis and s != t for a, (s, t) in enumerate(zip(x.shape, first.shape, strict=True))
         ):
-            raise ValueError(
-                f"concat: shapes differ beyond axis {axis}: {', '.join(describe(i) for i in xs)}"
-            )
+            raise ValueError(f"concat: shapes differ beyond axis {axis}: {', '.join(describe(i) for i in xs)}")
     from taskgraph.chunks import unify
 
     line = tuple(1 if a == axis else s for a, s in enumerate(first.shape))
@@ -337,7 +335,11 @@ def _zeros(xp: Any, x: Any, axis: int, size: int) -> Any:
 
 
 def _padded(xp: Any, x: Any, axis: int, before: int, after: int) -> Any:
-    parts = [*([_zeros(xp, x, axis, before)] if before else []), x, *([_zeros(xp, x, axis, after)] if after else [])]
+    parts = [
+        *([_zeros(xp, x, axis, before)] if before else []),
+        x,
+        *([_zeros(xp, x, axis, after)] if after else []),
+    ]
     return x if len(parts) == 1 else xp.concatenate(parts, axis=axis)
 
 

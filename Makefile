@@ -1,0 +1,46 @@
+# make demo   show the whole path on this machine
+# make test   lint, type-check and test
+# Both make the virtual environment first where it is not there.
+
+PYTHON ?= python3
+VENV ?= .venv
+OLDEST := .venv-oldest
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint oldest bench clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/taskgraph demo $(ARGS)
+
+test: lint
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# The path's tests on the oldest Dask that is supported (the one beside which dask-cuda can be installed).
+oldest: $(OLDEST)/.test
+	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS) tests/test_path.py tests/test_plugin.py tests/test_tensor.py
+
+bench: $(VENV)/.test
+	for program in benchmarks/*.py; do $(VENV)/bin/python $$program || exit 1; done
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/.demo
+
+$(OLDEST)/.test: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --editable '.[test]' dask==2026.7.1 distributed==2026.7.1
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OLDEST)
