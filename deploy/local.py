@@ -152,7 +152,7 @@ class LocalCluster(SpecCluster):
             }
             | dict(scheduler_kwargs or {}),
         }
-        super().__init__(  # type: ignore[no-untyped-call]
+        super().__init__(
             workers=workers,
             scheduler=scheduler,
             worker=cpu_spec,
@@ -191,7 +191,7 @@ def split_cores(
             f"threads_per_cpu_worker is a number of threads, at least 1, not {threads_per_cpu_worker!r}"
         )
     if cpu_workers is None and threads_per_cpu_worker is None:
-        processes, threads = nprocesses_nthreads(cores)  # type: ignore[no-untyped-call]
+        processes, threads = nprocesses_nthreads(cores)
         return int(processes), int(threads)
     if cpu_workers is None:
         assert threads_per_cpu_worker is not None
@@ -356,9 +356,9 @@ def _listed(value: str | Sequence[str]) -> list[str]:
 
 def _security(security: Security | bool | None) -> Security:
     if security is True:
-        security = Security.temporary()  # type: ignore[no-untyped-call]
+        security = Security.temporary()
     elif not security:
-        security = Security()  # type: ignore[no-untyped-call]
+        security = Security()
     if not isinstance(security, Security):
         raise TypeError(f"security is a distributed.Security, True or None, not {type(security).__name__}")
     return security

@@ -11,7 +11,7 @@ from taskgraph.upward import resolve
 
 
 def _cluster_options(command: Any) -> Any:
-    options = (
+    options: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("--memory-limit", {"default": "auto", "show_default": True}, "Host memory of each worker."),
         (
             "--emulated-gpus",

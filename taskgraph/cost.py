@@ -8,6 +8,7 @@ product stays on the CPU exactly where moving and launching costs more than a GP
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -206,9 +207,13 @@ def deal(tiles: int, rates: Sequence[float]) -> tuple[int, ...]:
     """
     total = math.fsum(rates)
     counts = [int(tiles * r / total) for r in rates]
+    # what rounding down left over goes to whoever would be done first with one more
+    finish = [((c + 1) / r, i) for i, (c, r) in enumerate(zip(counts, rates, strict=True))]
+    heapq.heapify(finish)
     for _ in range(tiles - sum(counts)):
-        i = min(range(len(rates)), key=lambda s: ((counts[s] + 1) / rates[s], s))
+        _, i = finish[0]
         counts[i] += 1
+        heapq.heapreplace(finish, ((counts[i] + 1) / rates[i], i))
     return tuple(counts)
 
 

@@ -35,9 +35,11 @@ def with_values(exprs: Sequence[Expr], fed: Mapping[Expr, Expr] | None = None) -
     """
     values = dict(fed or {})
     for node in topological(exprs, until=values):
+        if node in values:
+            continue
         if node.op.name == "variable":
             values[node] = node.params["state"].value.expr
-        elif node.op.name == "placeholder" and node not in values:
+        elif node.op.name == "placeholder":
             name = node.params["name"]
             raise ValueError(
                 f"placeholder {name!r} ({node.dtype}, {node.shape}) was not fed; "

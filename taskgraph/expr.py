@@ -210,6 +210,9 @@ def describe(node: Expr) -> str:
     >>> describe(tg.placeholder("float32", (2, 3), name="X").expr)
     "'X' is (2, 3) float32"
     """
-    name = node.params.get("name")
+    named = node
+    while named.op.name in ("astype", "leaf", "move", "rechunk", "stop_gradient"):  # the same thing to the user
+        named = named.inputs[0]
+    name = named.params.get("name")
     what = f"'{name}' is " if name else f"{node.op.name} is " if node.inputs else ""
     return f"{what}{node.shape} {node.dtype}"

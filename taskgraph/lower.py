@@ -99,7 +99,9 @@ def lower(plan: Plan) -> Lowered:
             _lower_group(done, g)
     outputs = tuple(Output(done.names[r], r.chunks, r.dtype) for r in plan.roots)
     graph = HighLevelGraph(done.layers, done.dependencies)
-    wanted = {k for o in outputs for k in itertools.product([o.name], *[range(n) for n in numblocks(o.chunks)])}
+    wanted: set[Any] = {
+        k for o in outputs for k in itertools.product([o.name], *[range(n) for n in numblocks(o.chunks)])
+    }
     return Lowered(graph.cull(wanted), outputs, plan)
 
 
@@ -208,8 +210,8 @@ def _one_task(done: _Layers) -> None:
         return
     step = f"{roots[0].label}-step-{tokenize([r.token for r in roots])}"
     done.add(step, {(step,): Task((step,), run, program, *args)}, _needs(done, arguments), tag)
-    for n, (root, key) in enumerate(keys.items()):
-        done.add(root.name, {key: Task(key, operator.getitem, TaskRef((step,)), n)}, {step}, tag)
+    for at, (root, key) in enumerate(keys.items()):
+        done.add(root.name, {key: Task(key, operator.getitem, TaskRef((step,)), at)}, {step}, tag)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -222,18 +224,17 @@ def _lower_product(done: _Layers, node: Expr, planned: ProductPlan) -> None:
     kernel = partial(_tile, ta=ta, tb=tb)
     runs = _runs(len(planned.grid.k), planned.panels)
     parts = node.name if len(runs) == 1 else f"{node.label}-partial-{node.token}"
+    lines_a, lines_b = _lines(done, a, ta, planned), _lines(done, b, not tb, planned)
     tasks: dict[Key, Any] = {}
     sums: dict[Key, Any] = {}
     tags: dict[Key, TaskTag] = {}
     for tile, index in enumerate(_blocks(node.chunks)):
         *batch, i, j = index
-        lead_a, lead_b = (_broadcast_lead(x, tuple(batch)) for x in (a, b))
+        line_a, line_b = lines_a[_broadcast_lead(a, batch), i], lines_b[_broadcast_lead(b, batch), j]
         pieces = []
         for panel, ks in enumerate(runs):
-            key = (parts, *index) if len(runs) == 1 else (parts, *index, panel)
-            refs_a = [done.ref(a, (*lead_a, *((k, i) if ta else (i, k)))) for k in ks]
-            refs_b = [done.ref(b, (*lead_b, *((j, k) if tb else (k, j)))) for k in ks]
-            tasks[key] = Task(key, run, kernel, *refs_a, *refs_b)
+            key: Key = (parts, *index) if len(runs) == 1 else (parts, *index, panel)
+            tasks[key] = Task(key, run, kernel, *line_a[ks], *line_b[ks])
             tags[key] = planned.tag(tile, (*index, panel))
             pieces.append(TaskRef(key))
         if len(runs) > 1:
@@ -246,15 +247,27 @@ def _lower_product(done: _Layers, node: Expr, planned: ProductPlan) -> None:
         done.add(node.name, sums, {parts}, tags.__getitem__)
 
 
-def _runs(blocks: int, panels: int) -> list[range]:
+def _runs(blocks: int, panels: int) -> list[slice]:
     """The k blocks divided into that many runs in a row."""
     ends = [blocks * p // panels for p in range(panels + 1)]
-    return [range(s, e) for s, e in itertools.pairwise(ends) if e > s]
+    return [slice(s, e) for s, e in itertools.pairwise(ends) if e > s]
 
 
-def _broadcast_lead(x: Expr, batch: tuple[int, ...]) -> tuple[int, ...]:
-    own = batch[len(batch) - (x.ndim - 2) :] if x.ndim > 2 else ()
-    return tuple(i if len(c) > 1 else 0 for i, c in zip(own, x.chunks[:-2], strict=True))
+def _lines(done: _Layers, x: Expr, inner_first: bool, planned: ProductPlan) -> dict[tuple[Any, int], list[TaskRef]]:
+    """For every block row of a left operand (block column of a right one), its blocks along k: made once, used by all
+    the tiles that it meets."""
+    name, inner = done.names[x], range(len(planned.grid.k))
+    outer = range(len(x.chunks[-1] if inner_first else x.chunks[-2]))
+    return {
+        (lead, o): [TaskRef((name, *lead, *((k, o) if inner_first else (o, k)))) for k in inner]
+        for lead in _blocks(x.chunks[:-2])
+        for o in outer
+    }
+
+
+def _broadcast_lead(x: Expr, batch: list[int]) -> tuple[int, ...]:
+    own = batch[len(batch) - (x.ndim - 2) :] if x.ndim > 2 else []
+    return tuple([i if len(c) > 1 else 0 for i, c in zip(own, x.chunks[:-2], strict=True)])
 
 
 def _tile(xp: Any, *tiles: Any, ta: bool, tb: bool) -> Any:

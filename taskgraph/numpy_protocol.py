@@ -18,7 +18,8 @@ ALIASES = {
 def _ours(name: str) -> Any:
     from taskgraph import ops
 
-    return getattr(ops, ALIASES.get(name, name), None)
+    found = getattr(ops, ALIASES.get(name, name), None)
+    return found if callable(found) else None  # `ops.shape` and others are modules
 
 
 def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

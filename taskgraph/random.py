@@ -114,6 +114,8 @@ class Generator:
 
     def exponential(self, scale: float = 1.0, size: Any = None, **kwargs: Any) -> Tensor:
         """Numbers of the exponential distribution with mean `scale`."""
+        if scale < 0:
+            raise ValueError(f"exponential: the mean must not be negative, got {scale}")
         dtype, chunks = kwargs.pop("dtype", float), kwargs.pop("chunks", "auto")
         return scale * self._make("standard_exponential", size, _real(dtype), chunks, kwargs.pop("device", None))
 
@@ -131,6 +133,7 @@ class Generator:
         low, high = (0, low) if high is None else (low, high)
         if low >= high:
             raise ValueError(f"integers: low must be below high, got {low} and {high}")
+        np.random.default_rng(0).integers(low, high, size=0, dtype=dtype)  # its errors now, not when the graph runs
         return self._make("integers", size, dtype, chunks, device, low=int(low), high=int(high))
 
 

@@ -72,6 +72,7 @@ class Variable(Tensor):
 
     def __init__(self, value: Any, name: str | None = None):
         first = asarray(value)
+        first = Tensor(execute.with_values([first.expr])[0])
         n = serial()
         self.name = name or f"variable-{n}"
         self._state = _State(first)
@@ -181,4 +182,5 @@ def _rebuilt(fetches: Any, results: Any) -> Any:
         return next(results)
     if isinstance(fetches, Mapping):
         return {k: _rebuilt(v, results) for k, v in fetches.items()}
-    return type(fetches)(_rebuilt(v, results) for v in fetches)
+    found = [_rebuilt(v, results) for v in fetches]
+    return type(fetches)(*found) if hasattr(fetches, "_fields") else type(fetches)(found)  # named tuples have fields

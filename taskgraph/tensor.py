@@ -29,7 +29,8 @@ PYTHON_SCALARS = (bool, int, float, complex)
 def apply(op: Primitive, *inputs: Tensor, **params: Any) -> Tensor:
     """A tensor of `op(*inputs, **params)`; it wants a gradient where an input does."""
     expr = bind(op, *[t.expr for t in inputs], **params)
-    return Tensor(expr, requires_grad=any(t.requires_grad for t in inputs))
+    differentiable = np.issubdtype(expr.dtype, np.inexact)
+    return Tensor(expr, requires_grad=differentiable and any(t.requires_grad for t in inputs))
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -140,7 +141,7 @@ class Tensor:
     def requires_grad(self, wanted: bool) -> None:
         if wanted and not np.issubdtype(self.dtype, np.inexact):
             raise TypeError(f"requires_grad: only floating point tensors have gradients, this one is {self.dtype}")
-        if wanted and not self.is_leaf:
+        if wanted and not self._is_marked:
             from taskgraph.ops.create import LEAF
 
             me = Opaque(weakref.ref(self), f"leaf-{serial()}")
@@ -151,7 +152,11 @@ class Tensor:
     @property
     def is_leaf(self) -> bool:
         """Whether this is a tensor whose `.grad` a `backward` fills."""
-        return self._requires_grad and self.expr.op.name == "leaf"
+        return self._requires_grad and self._is_marked
+
+    @property
+    def _is_marked(self) -> bool:
+        return self.expr.op.name == "leaf" and self.expr.params["tensor"].value() is self
 
     @property
     def T(self) -> Tensor:
@@ -185,7 +190,7 @@ class Tensor:
 
     def persist(self, **kwargs: Any) -> Tensor:
         """The same tensor with its blocks computed and kept: on the workers with a client, in memory without one."""
-        return Tensor(execute.persist((self.expr,), **kwargs)[0], self.requires_grad and not self.is_leaf)
+        return Tensor(execute.persist((self.expr,), **kwargs)[0])
 
     def explain(self, machine: Any = None) -> str:
         """What a run would do: the plan of every product, tasks and bytes; nothing runs."""
@@ -282,6 +287,8 @@ class Tensor:
         from taskgraph.expr import topological
 
         live = [n.params["tensor"].value() for n in topological([self.expr]) if n.op.name == "leaf"]
+        if not live:
+            raise RuntimeError("backward: this tensor depends on none that requires a gradient")
         leaves = [t for t in live if t is not None and t.requires_grad]
         found = resolve("gradients")(self, leaves, None if gradient is None else [gradient])
         for leaf, g in zip(leaves, found, strict=True):

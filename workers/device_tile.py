@@ -76,7 +76,7 @@ class DeviceTile:
         return f"DeviceTile(shape={self.shape}, dtype={self.dtype}, {self._owner.name})"
 
 
-@sizeof.register(DeviceTile)  # type: ignore[no-untyped-call,untyped-decorator]
+@sizeof.register(DeviceTile)  # type: ignore[untyped-decorator]
 def _sizeof_device_tile(tile: DeviceTile) -> int:
     # Dask would count only the wrapper: workers would look empty, and moving a tile would look free.
     return tile.__sizeof__()

@@ -8,6 +8,7 @@ equal contents: the gradient with respect to one array is not the gradient with 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def numeric(dtype: Any, where_: str) -> DType:
 
 
 def _shape(shape: int | Sequence[int]) -> Shape:
-    found = tuple(int(s) for s in ((shape,) if isinstance(shape, int | np.integer) else shape))
+    found = tuple(operator.index(s) for s in ((shape,) if isinstance(shape, int | np.integer) else shape))
     if any(s < 0 for s in found):
         raise ValueError(f"a shape has no negative sizes: {found}")
     return found

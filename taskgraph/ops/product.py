@@ -111,13 +111,18 @@ def _axes_of(name: str, axes: Any, a: Tensor, b: Tensor) -> tuple[list[int], lis
     if isinstance(axes, int | np.integer):
         if not 0 <= axes <= min(a.ndim, b.ndim):
             raise ValueError(f"{name}: axes={axes} for {describe(a.expr)}, {describe(b.expr)}")
-        return list(range(a.ndim - int(axes), a.ndim)), list(range(int(axes)))
-    of_a, of_b = (list(x) if isinstance(x, Sequence) else [x] for x in axes)
+        of_a, of_b = list(range(a.ndim - int(axes), a.ndim)), list(range(int(axes)))
+    elif not isinstance(axes, Sequence) or isinstance(axes, str) or len(axes) != 2:
+        raise ValueError(f"{name}: axes is a number or a pair of sequences, not {axes!r}")
+    else:
+        of_a, of_b = (list(x) if isinstance(x, Sequence) else [x] for x in axes)
     for of, t in ((of_a, a), (of_b, b)):
         for x in of:
             if not -t.ndim <= x < t.ndim:
                 raise ValueError(f"{name}: axis {x} is out of bounds for {describe(t.expr)}")
     of_a, of_b = [x % a.ndim for x in of_a], [x % b.ndim for x in of_b]
+    if len(set(of_a)) != len(of_a) or len(set(of_b)) != len(of_b):
+        raise ValueError(f"{name}: an axis stands twice in {axes}")
     if len(of_a) != len(of_b) or any(a.shape[x] != b.shape[y] for x, y in zip(of_a, of_b, strict=True)):
         raise ValueError(f"{name}: sizes differ along axes {axes}: {describe(a.expr)}, {describe(b.expr)}")
     return of_a, of_b

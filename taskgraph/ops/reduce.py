@@ -107,6 +107,10 @@ def _floating(dtype: DType) -> DType:
     return np.zeros(1, dtype).mean().dtype
 
 
+def _variance(dtype: DType) -> DType:
+    return np.zeros(1, dtype).var().dtype  # real where the elements are complex
+
+
 def _same(dtype: DType) -> DType:
     return dtype
 
@@ -209,7 +213,7 @@ def _center(x: Tensor, axis: Axes) -> Tensor:
 VAR = primitive(
     "var",
     kind="array",
-    infer=_infer(_floating),
+    infer=_infer(_variance),
     lower=lambda xp, x, axis, keepdims, correction: xp.var(x, axis=axis, keepdims=keepdims, **_ddof(xp, correction)),
     flops=lambda node: 4 * node.inputs[0].size,
     vjp=lambda ct, out, x, axis, keepdims, correction: (
@@ -300,6 +304,8 @@ def _position(row: Primitive, doc: str) -> Callable[..., Tensor]:
         x = as_tensor(x)
         if x.size == 0:
             raise ValueError(f"{row.name}: no position in an array of no elements (shape {x.shape})")
+        if not (axis is None or isinstance(axis, int | np.integer)):
+            raise TypeError(f"{row.name}: axis is one axis or None, not {axis!r}")
         if axis is not None:
             return apply(row, x, axis=normalize_axis(row.name, axis, x.ndim), keepdims=bool(keepdims))
         found = apply(row, reshape(x, (x.size,)), axis=(0,), keepdims=False)

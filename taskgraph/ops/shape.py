@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ RESHAPE = primitive(
 def reshape(x: Any, /, shape: int | Sequence[int], *, copy: bool | None = None) -> Tensor:
     """The same elements, in C order, in another shape; one size may be -1. ValueError where the sizes do not fit."""
     x = as_tensor(x)
-    wanted = [int(s) for s in _as_axes(shape)]
+    wanted = [operator.index(s) for s in _as_axes(shape)]
     if wanted.count(-1) == 1:
         rest = -math.prod(wanted)
         wanted[wanted.index(-1)] = x.size // rest if rest > 0 and x.size % rest == 0 else -1
@@ -183,9 +184,11 @@ BROADCAST = primitive(
 def broadcast_to(x: Any, /, shape: Sequence[int], *, chunks: Any = "auto") -> Tensor:
     """`x` repeated along new axes and axes of length 1; ValueError where the shapes do not fit."""
     x = as_tensor(x)
-    wanted = tuple(int(s) for s in _as_axes(shape))
+    wanted = tuple(operator.index(s) for s in _as_axes(shape))
     if wanted == x.shape:
         return x
+    if any(s < 0 for s in wanted):
+        raise ValueError(f"broadcast_to: a shape has no negative sizes: {wanted}")
     return apply(BROADCAST, x, shape=wanted, chunks=normalize(chunks, wanted, x.dtype))
 
 
@@ -436,6 +439,8 @@ def tile(x: Any, repetitions: Sequence[int], /) -> Tensor:
     """`x` repeated as a whole, so many times along every axis."""
     x = as_tensor(x)
     times = tuple(_as_axes(repetitions))
+    if any(t < 0 for t in times):
+        raise ValueError(f"tile: nothing repeats a negative number of times: {times}")
     shape = (1,) * (len(times) - x.ndim) + x.shape
     times = (1,) * (len(shape) - len(times)) + times
     y = reshape(x, tuple(n for s in shape for n in (1, s)))
