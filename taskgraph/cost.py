@@ -8,14 +8,18 @@ product stays on the CPU exactly where moving and launching costs more than a GP
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from taskgraph.chunks import numblocks
 from taskgraph.expr import DType, Expr
 from taskgraph.machine import Device, Machine
+
+Floats = NDArray[np.float64]
 
 #: Both classes together must be this much faster than the better one alone: a mixed product waits for its slowest tile
 #: and takes CPU workers from everything else (chosen: more than the error of the predicted rates).
@@ -67,13 +71,22 @@ def problem_of(node: Expr) -> Problem:
         dtype=node.dtype,
         m_blocks=am,
         n_blocks=bn,
-        k_blocks=ak if ak == bk else _refine(ak, bk),
+        k_blocks=_common(ak, bk, free_a=a.op.kind == "source", free_b=b.op.kind == "source"),
         a_bytes=a.nbytes,
         b_bytes=b.nbytes,
         free_a=a.op.kind == "source",
         free_b=b.op.kind == "source",
         flops=2 * node.size * k,
     )
+
+
+def _common(of_a: tuple[int, ...], of_b: tuple[int, ...], *, free_a: bool, free_b: bool) -> tuple[int, ...]:
+    """The blocks of k for both operands: as one lies where the other is made as it is wanted, else a cut of both."""
+    if free_a and free_b:
+        return min(of_a, of_b, key=len)
+    if of_a == of_b or free_b:
+        return of_a
+    return of_b if free_a else _refine(of_a, of_b)
 
 
 def _refine(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
@@ -93,12 +106,18 @@ def even(size: int, parts: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Slot:
-    name: str
-    kind: str
-    rate: float
-    link: float
-    memory: float
+class Slots:
+    """Places for one task at a time, an entry each: the worker's name and kind, operations per second, bytes per second
+    between host and device, bytes of memory. Arrays, since a plan weighs some dozens of cuts on thousands of them."""
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    rates: Floats
+    links: Floats
+    memory: Floats
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 @dataclass(frozen=True)
@@ -133,20 +152,29 @@ def classes(pin: str | None, machine: Machine) -> list[tuple[tuple[Device, ...],
     return [*alone, (cpus + gpus, MIXED_GAIN)] if len(alone) == 2 else alone
 
 
-def slots_of(devices: Sequence[Device], dtype: DType) -> tuple[Slot, ...]:
-    return tuple(
-        Slot(d.name, d.kind, d.rate(dtype), d.link, d.memory_bytes / d.threads)
-        for d in devices
-        for _ in range(d.threads)
+def slots_of(devices: Sequence[Device], dtype: DType) -> Slots:
+    """The slots of some workers, as many for each as it runs tasks at once."""
+    every = [d for d in devices for _ in range(d.threads)]
+    return Slots(
+        tuple(d.name for d in every),
+        tuple(d.kind for d in every),
+        np.asarray([d.rate(dtype) for d in every]),
+        np.asarray([d.link for d in every]),
+        np.asarray([d.memory_bytes / d.threads for d in every]),
     )
 
 
-def best_grid(p: Problem, slots: tuple[Slot, ...], machine: Machine) -> Choice:
-    options = [_evaluate(p, m, n, slots, machine) for m, n in _grids(p, slots)]
+def best_grid(p: Problem, slots: Slots, machine: Machine) -> Choice:
+    """The cheapest of the cuts worth a look, all of the product on these slots."""
+    cpus = len(machine.of_kind("cpu"))
+    # operands are taken to lie on the CPU workers in equal shares: a CPU worker has its own share already
+    share = {"gpu": 1.0, "cpu": 1.0 - 1.0 / max(1, cpus)} if machine.is_cluster else {"gpu": 0.0, "cpu": 0.0}
+    remote = np.asarray([share[k] for k in slots.kinds])
+    options = [_evaluate(p, m, n, slots, remote, machine) for m, n in _grids(p, slots)]
     return min(options, key=lambda c: (c.seconds, len(c.m) * len(c.n), len(c.m)))
 
 
-def _grids(p: Problem, slots: Sequence[Slot]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _grids(p: Problem, slots: Slots) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Cuts worth a look: as the operands lie, and even ones, near-square for the output, of a few tiles a slot."""
     most = TILES_PER_SLOT * len(slots)
     found = [(p.m_blocks, p.n_blocks)] if len(p.m_blocks) * len(p.n_blocks) <= 4 * most else []
@@ -169,77 +197,69 @@ def _near_square(p: Problem, gm: int, gn: int) -> bool:
     return max(gm, gn) <= 2 or max(side_m, side_n) <= 8 * max(1.0, min(side_m, side_n))
 
 
-def _evaluate(p: Problem, m: tuple[int, ...], n: tuple[int, ...], slots: tuple[Slot, ...], machine: Machine) -> Choice:
-    """Seconds and bytes of one cut on these slots: each computes its tiles and fetches the operands they need."""
+def _evaluate(
+    p: Problem, m: tuple[int, ...], n: tuple[int, ...], slots: Slots, remote: Floats, machine: Machine
+) -> Choice:
+    """Seconds and bytes of one cut: every slot computes its tiles and fetches the operands that they need.
+
+    remote: the share of the operands' bytes that a slot must fetch from other workers.
+    """
     gm, gn = len(m), len(n)
     tiles = p.batch * gm * gn
-    counts = deal(tiles, [s.rate for s in slots])
-    panels = _panels(p, gm, gn, counts, slots)
-    tile_flops = p.flops / tiles
+    counts = deal(tiles, slots.rates)
+    panels = _panels(p, gm, gn, float(slots.memory[counts > 0].min()))
     row, column = p.a_bytes / (p.batch * gm), p.b_bytes / (p.batch * gn)
-    remote = {"gpu": 1.0, "cpu": 1.0 - 1.0 / max(1, len(machine.of_kind("cpu")))}
-    best: Choice | None = None
+    computing = counts * (panels * machine.task_seconds + p.flops / tiles / slots.rates)
+    results = counts * (p.itemsize * p.m * p.n / (gm * gn))
+    choices = []
     for by_rows in (True, False):
-        seconds, moved = 0.0, 0.0
-        for slot, count, operands in zip(
-            slots, counts, _operand_bytes(counts, gm, gn, row, column, by_rows), strict=True
-        ):
-            crossing = operands * remote[slot.kind] if machine.is_cluster else 0.0
-            result = p.itemsize * p.m * p.n / (gm * gn) * count
-            time = (
-                count * panels * (machine.task_seconds + tile_flops / panels / slot.rate)
-                + crossing / machine.link_bytes_per_s
-                + (operands + result) / slot.link
-            )
-            seconds, moved = max(seconds, time), moved + crossing
-        seconds += _cutting(p, m, n, len(slots), machine) + (panels > 1) * 2 * machine.task_seconds
-        if best is None or (seconds, moved) < (best.seconds, best.bytes_moved):
-            best = Choice(seconds, moved, m, n, panels, counts, by_rows)
-    assert best is not None
-    return best
+        operands = _operand_bytes(counts, gm, gn, row, column, by_rows)
+        crossing = operands * remote
+        times = computing + crossing / machine.link_bytes_per_s + (operands + results) / slots.links
+        choices.append((float(times.max()), float(crossing.sum()), not by_rows))
+    seconds, moved, by_columns = min(choices)
+    seconds += _cutting(p, m, n, len(slots), machine) + (panels > 1) * 2 * machine.task_seconds
+    return Choice(seconds, moved, m, n, panels, tuple(counts.tolist()), not by_columns)
 
 
-def deal(tiles: int, rates: Sequence[float]) -> tuple[int, ...]:
-    """Equal tiles dealt to slots so that the last one is done first: in proportion to speed.
+def deal(tiles: int, rates: Floats | Sequence[float]) -> NDArray[np.int64]:
+    """Equal tiles dealt to slots so that the last one is done as early as can be.
+
+    Within a time T a slot does floor(T * rate) tiles; T is found by bisection, and tiles beyond the wanted number are
+    taken from the slots that would end last.
 
     >>> deal(8, [3.0, 1.0])
-    (6, 2)
+    array([6, 2])
     """
-    total = math.fsum(rates)
-    counts = [int(tiles * r / total) for r in rates]
-    # what rounding down left over goes to whoever would be done first with one more
-    finish = [((c + 1) / r, i) for i, (c, r) in enumerate(zip(counts, rates, strict=True))]
-    heapq.heapify(finish)
-    for _ in range(tiles - sum(counts)):
-        _, i = finish[0]
-        counts[i] += 1
-        heapq.heapreplace(finish, ((counts[i] + 1) / rates[i], i))
-    return tuple(counts)
+    r = np.asarray(rates, dtype=float) / np.sum(rates)
+    low, high = 0.0, float(tiles + len(r))  # at `high` even rounding down leaves enough
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if np.floor(middle * r).sum() >= tiles else (middle, high)
+    counts = np.floor(high * r * (1 + 1e-12)).astype(np.int64)
+    excess = int(counts.sum()) - tiles
+    if excess:
+        last = np.argsort(-counts / r, kind="stable")
+        counts[last[counts[last] > 0][:excess]] -= 1
+    return counts
 
 
-def _operand_bytes(counts: Sequence[int], gm: int, gn: int, row: float, column: float, by_rows: bool) -> list[float]:
+def _operand_bytes(counts: NDArray[np.int64], gm: int, gn: int, row: float, column: float, by_rows: bool) -> Floats:
     """Bytes of the operands that each slot's run of tiles needs; a run goes along block rows, or block columns."""
     along, line_bytes, along_bytes = (gn, row, column) if by_rows else (gm, column, row)
-    result, at = [], 0
-    for count in counts:
-        if count:
-            spanned = (at + count - 1) // along - at // along + 1
-            result.append(spanned * line_bytes + min(along, count) * along_bytes)
-        else:
-            result.append(0.0)
-        at += count
-    return result
+    end = np.cumsum(counts)
+    spanned = (end - 1) // along - (end - counts) // along + 1
+    needed: Floats = (counts > 0) * (spanned * line_bytes + np.minimum(along, counts) * along_bytes)
+    return needed
 
 
-def _panels(p: Problem, gm: int, gn: int, counts: Sequence[int], slots: Sequence[Slot]) -> int:
+def _panels(p: Problem, gm: int, gn: int, memory: float) -> int:
     """Runs of k that are summed apart, so that a task's operands and result fit in a device; 1 where all of k fits."""
-    room = MEMORY_SHARE * min(s.memory for s, c in zip(slots, counts, strict=True) if c)
+    room = MEMORY_SHARE * memory
     operands = p.a_bytes / (p.batch * gm) + p.b_bytes / (p.batch * gn)
     result = 2 * p.itemsize * p.m * p.n / (gm * gn)
-    return min(
-        len(p.k_blocks) if len(p.k_blocks) > 1 else max(1, p.k),
-        max(1, math.ceil(operands / max(room - result, room / 4))),
-    )
+    most = len(p.k_blocks) if len(p.k_blocks) > 1 else max(1, p.k)
+    return min(most, max(1, math.ceil(operands / max(room - result, room / 4))))
 
 
 def _cutting(p: Problem, m: Sequence[int], n: Sequence[int], slots: int, machine: Machine) -> float:

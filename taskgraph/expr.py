@@ -213,6 +213,7 @@ def describe(node: Expr) -> str:
     named = node
     while named.op.name in ("astype", "leaf", "move", "rechunk", "stop_gradient"):  # the same thing to the user
         named = named.inputs[0]
-    name = named.params.get("name")
-    what = f"'{name}' is " if name else f"{node.op.name} is " if node.inputs else ""
+    if name := named.params.get("name"):
+        return f"'{name}' is {named.shape} {named.dtype}"
+    what = f"{node.op.name} is " if node.inputs else ""
     return f"{what}{node.shape} {node.dtype}"

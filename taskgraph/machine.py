@@ -43,6 +43,9 @@ class Device:
             raise ValueError(f"Device: kind is one of {KINDS}, not {self.kind!r}")
         if self.memory_bytes <= 0 or self.threads <= 0:
             raise ValueError(f"Device {self.name!r}: memory_bytes and threads must be positive")
+        rates = self.gflops.values() if isinstance(self.gflops, Mapping) else [self.gflops]
+        if not rates or min(rates) <= 0:
+            raise ValueError(f"Device {self.name!r}: gflops must be positive, got {self.gflops!r}")
 
     def rate(self, dtype: DType) -> float:
         """Operations per second of one of its tasks on products of that dtype.

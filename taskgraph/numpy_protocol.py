@@ -33,6 +33,8 @@ def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: di
 def call_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`Tensor.__array_function__`: functions that we have, with positional axes as NumPy allows."""
     name: str = func.__name__
+    if func in (np.shape, np.ndim, np.size) and len(args) == 1:
+        return getattr(args[0], name)
     found = _ours(name)
     if found is None or getattr(np, name, None) is not func:
         return NotImplemented
@@ -40,6 +42,8 @@ def call_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     if "ddof" in more:
         more["correction"] = more.pop("ddof")
     first, *rest = args
+    if name in ("roll", "tril", "triu") and len(rest) == (name == "roll") + 1:
+        more["axis" if name == "roll" else "k"] = rest.pop()
     if name == "transpose":
         axes = rest[0] if rest else more.get("axes")
         return found(first, tuple(reversed(range(first.ndim))) if axes is None else axes)

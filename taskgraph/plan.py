@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NotRequired, TypedDict
 
-from taskgraph.cost import Choice, Problem, Slot, best_grid, classes, even, is_small, problem_of, slots_of
+from taskgraph.cost import Choice, Problem, best_grid, classes, even, is_small, problem_of, slots_of
 from taskgraph.expr import DType, Expr, bind, consumers, labelled, pinned, rewrite, topological, with_inputs
 from taskgraph.machine import Machine
 from taskgraph.primitives import find
@@ -187,7 +187,7 @@ def plan(what: Any, machine: Machine) -> Plan:
         decided = choose(new, machine)
         often = [len(users[i]) > 1 for i in node.inputs]
         new = _cut(new, decided.grid, often)
-        products[new] = _renamed(decided, new.name)
+        products[new] = replace(decided, name=new.name)
         return new
 
     return Plan(rewrite(roots, rule), products, machine)
@@ -212,45 +212,49 @@ def _check_pin(node: Expr, machine: Machine) -> None:
 def choose(node: Expr, machine: Machine) -> ProductPlan:
     """The cheapest choice for one product: over classes of devices, and for each over grids."""
     p = problem_of(node)
-    pin = node.device
     home = machine.of_kind(machine.home)
-    if pin is None and is_small(p, home[0], machine):
+    if node.device is None and is_small(p, home[0], machine):
         seconds = machine.task_seconds + p.flops / home[0].rate(p.dtype)
-        return _decided(p, Choice(seconds, 0.0, p.m_blocks, p.n_blocks, 1, (), True), (), machine.home, False)
-    best: tuple[float, Choice, tuple[Slot, ...]] | None = None
-    for devices, handicap in classes(pin, machine):
+        alone = Choice(seconds, 0.0, p.m_blocks, p.n_blocks, 1, (1,), True)
+        return _decided(p, alone, (None,), (machine.home,), False)
+    options = []
+    for order, (devices, handicap) in enumerate(classes(node.device, machine)):
         slots = slots_of(devices, p.dtype)
         choice = best_grid(p, slots, machine)
-        if best is None or choice.seconds / handicap < best[0]:
-            best = (choice.seconds / handicap, choice, slots)
-    assert best is not None
-    return _decided(p, best[1], best[2], machine.home, ":" in (pin or ""))
+        options.append((choice.seconds / handicap, order, choice, slots))
+    _, _, choice, slots = min(options, key=lambda o: o[:2])
+    is_pinned = ":" in (node.device or "")
+    if sum(choice.counts) == 1 and set(slots.kinds) == {machine.home} and not is_pinned:
+        return _decided(p, choice, (None,) * len(slots), slots.kinds, False)  # let the moment decide
+    return _decided(p, choice, slots.names, slots.kinds, is_pinned)
 
 
-def _decided(p: Problem, c: Choice, slots: Sequence[Slot], home: str, is_pinned: bool) -> ProductPlan:
-    grid = TileGrid(tuple(c.m), tuple(c.n), _k_blocks(p, c.panels))
-    tiles = p.batch * len(c.m) * len(c.n)
-    if not slots or (tiles == 1 and all(s.kind == home for s in slots) and not is_pinned):
-        names: list[str | None] = [None] * tiles
-        kinds = [slots[0].kind if slots else home] * tiles
-    else:
-        run = [s for s, count in zip(slots, c.counts, strict=True) for _ in range(count)]
-        order = _by_columns(p.batch, len(c.m), len(c.n)) if not c.by_rows else range(tiles)
-        placed = dict(zip(order, run, strict=True))
-        names = [placed[t].name for t in range(tiles)]
-        kinds = [placed[t].kind for t in range(tiles)]
+def _decided(p: Problem, c: Choice, names: Sequence[str | None], kinds: Sequence[str], is_pinned: bool) -> ProductPlan:
+    """The choice with its tiles handed out: each slot's run of them, along rows or columns of the grid."""
+    gm, gn = len(c.m), len(c.n)
+    run = [slot for slot, count in enumerate(c.counts) for _ in range(count)]
+    order = range(len(run)) if c.by_rows else _by_columns(p.batch, gm, gn)
+    placed = dict(zip(order, run, strict=True))
     return ProductPlan(
-        p.name, p.m, p.n, p.k, p.dtype, p.batch, grid, c.panels, tuple(names), tuple(kinds), is_pinned, p.flops,
-        c.seconds, c.bytes_moved,
-    )  # fmt: skip
+        name=p.name,
+        m=p.m,
+        n=p.n,
+        k=p.k,
+        dtype=p.dtype,
+        batch=p.batch,
+        grid=TileGrid(tuple(c.m), tuple(c.n), _k_blocks(p, c.panels)),
+        panels=c.panels,
+        slots=tuple(names[placed[t]] for t in range(len(run))),
+        kinds=tuple(kinds[placed[t]] for t in range(len(run))),
+        pinned=is_pinned,
+        flops=p.flops,
+        seconds=c.seconds,
+        bytes_moved=c.bytes_moved,
+    )
 
 
 def _k_blocks(p: Problem, panels: int) -> tuple[int, ...]:
     return p.k_blocks if len(p.k_blocks) >= panels else even(p.k, panels)
-
-
-def _renamed(decided: ProductPlan, name: str) -> ProductPlan:
-    return ProductPlan(**{**decided.__dict__, "name": name})
 
 
 def _by_columns(batch: int, gm: int, gn: int) -> list[int]:

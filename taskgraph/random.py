@@ -133,7 +133,7 @@ class Generator:
         low, high = (0, low) if high is None else (low, high)
         if low >= high:
             raise ValueError(f"integers: low must be below high, got {low} and {high}")
-        np.random.default_rng(0).integers(low, high, size=0, dtype=dtype)  # its errors now, not when the graph runs
+        np.random.default_rng(0).integers(low, high, dtype=dtype)  # its errors now, not when the graph runs
         return self._make("integers", size, dtype, chunks, device, low=int(low), high=int(high))
 
 

@@ -95,7 +95,9 @@ class Variable(Tensor):
 
     def assign(self, value: Any) -> Assign:
         """What gives this variable a new value when a session runs it; ValueError for another shape or dtype."""
-        new = asarray(value, dtype=None if isinstance(value, Tensor) else self.dtype)
+        new = asarray(value)
+        if not isinstance(value, Tensor) and np.can_cast(new.dtype, self.dtype, "same_kind"):
+            new = new.astype(self.dtype)
         if (new.shape, new.dtype) != (self.shape, self.dtype):
             raise ValueError(
                 f"assign: variable '{self.name}' is {self.dtype} {self.shape}, the value is {new.dtype} {new.shape}"
@@ -138,6 +140,9 @@ class Session:
         Raises ValueError, naming it, for a placeholder that is not fed, or fed with another shape or dtype, and for a
         variable that is assigned twice.
         """
+        for t in feed_dict or {}:
+            if not isinstance(t, Tensor):
+                raise TypeError(f"feed_dict: its keys are tensors, not {type(t).__name__} ({t!r})")
         fed = {t.expr: _fed(t, value) for t, value in (feed_dict or {}).items()}
         items = list(_leaves(fetches))
         targets = [i.variable for i in items if isinstance(i, Assign)]
@@ -161,7 +166,7 @@ def _fed(t: Tensor, value: Any) -> Expr:
     if array.dtype.kind not in "biufc" or not np.can_cast(array.dtype, t.dtype, "same_kind"):
         raise ValueError(f"feed_dict: '{name}' is {t.dtype}, the value fed is {array.dtype}")
     fed = asarray(array, dtype=t.dtype, chunks=t.chunks)
-    return fed.expr
+    return execute.with_values([fed.expr])[0]
 
 
 def _leaves(fetches: Any) -> Any:

@@ -168,6 +168,7 @@ CASES: list[Case] = [
     *_of("concat", lambda x: tg.roll(x, 2, axis=0), lambda x: np.roll(x, 2, 0), (7, 5)),
     *_of("concat", lambda x: tg.roll(x, (1, -2), axis=(0, 1)), lambda x: np.roll(x, (1, -2), (0, 1)), (7, 5)),
     *_of("broadcast_to", lambda x: tg.tile(x, (2, 3)), lambda x: np.tile(x, (2, 3)), (3, 4)),
+    *_of("broadcast_to", lambda x: tg.repeat(x, 3, axis=1), lambda x: np.repeat(x, 3, 1), (3, 4)),
     *_of("rechunk", lambda x: x.rechunk((4, 1)), lambda x: x, (7, 5)),
     *_of("tri", tg.tril, np.tril, (6, 5)), *_of("tri", lambda x: tg.triu(x, k=1), lambda x: np.triu(x, 1), (3, 6, 5)),
     # -- products

@@ -448,6 +448,24 @@ def tile(x: Any, repetitions: Sequence[int], /) -> Tensor:
     return reshape(y, tuple(t * s for t, s in zip(times, shape, strict=True)))
 
 
+def repeat(x: Any, repeats: int, /, *, axis: int | None = None) -> Tensor:
+    """Every element repeated that many times, one beside the other, along `axis` (of the flat array where None).
+
+    Raises TypeError for a count for each element: the shape would depend on values.
+    """
+    x = as_tensor(x)
+    if not isinstance(repeats, int | np.integer):
+        raise TypeError(f"repeat: one number of repeats for all elements, not {type(repeats).__name__}")
+    if repeats < 0:
+        raise ValueError(f"repeat: the number of repeats must not be negative, got {repeats}")
+    if axis is None:
+        x, axis = reshape(x, (x.size,)), 0
+    along = _axis("repeat", axis, x.ndim)
+    wide = (*x.shape[: along + 1], int(repeats), *x.shape[along + 1 :])
+    spread = broadcast_to(expand_dims(x, axis=along + 1), wide)
+    return reshape(spread, (*x.shape[:along], x.shape[along] * int(repeats), *x.shape[along + 1 :]))
+
+
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
 
@@ -475,5 +493,5 @@ def rechunk(x: Any, chunks: Any) -> Tensor:
 
 __all__ = [
     "broadcast_arrays", "broadcast_to", "concat", "expand_dims", "flip", "matrix_transpose", "moveaxis", "permute_dims",
-    "reshape", "roll", "squeeze", "stack", "tile", "unstack",
+    "repeat", "reshape", "roll", "squeeze", "stack", "tile", "unstack",
 ]  # fmt: skip
