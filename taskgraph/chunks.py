@@ -67,3 +67,13 @@ def offsets(sizes: Sequence[int]) -> tuple[int, ...]:
         starts.append(at)
         at += s
     return tuple(starts)
+
+
+def refine(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    """The blocks between all boundaries of two cuts of one size.
+
+    >>> refine((4, 4), (2, 6))
+    (2, 2, 4)
+    """
+    ends = sorted({sum(c[: i + 1]) for c in (one, other) for i in range(len(c))})
+    return tuple(e - s for s, e in zip([0, *ends[:-1]], ends, strict=True) if e > s) or (0,)

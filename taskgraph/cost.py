@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taskgraph.chunks import numblocks
+from taskgraph.chunks import numblocks, refine
 from taskgraph.expr import DType, Expr
 from taskgraph.machine import Device, Machine
 
@@ -86,13 +86,7 @@ def _common(of_a: tuple[int, ...], of_b: tuple[int, ...], *, free_a: bool, free_
         return min(of_a, of_b, key=len)
     if of_a == of_b or free_b:
         return of_a
-    return of_b if free_a else _refine(of_a, of_b)
-
-
-def _refine(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
-    """The blocks between all boundaries of two cuts of one size."""
-    ends = sorted({sum(c[: i + 1]) for c in (one, other) for i in range(len(c))})
-    return tuple(e - s for s, e in zip([0, *ends[:-1]], ends, strict=True) if e > s) or (0,)
+    return of_b if free_a else refine(of_a, of_b)
 
 
 def even(size: int, parts: int) -> tuple[int, ...]:

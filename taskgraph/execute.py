@@ -133,8 +133,13 @@ def persist(exprs: Sequence[Expr], scheduler: Any = None, **kwargs: Any) -> list
     return run(with_values(exprs), [True] * len(exprs), scheduler, **kwargs)
 
 
-def run(exprs: Sequence[Expr], keep: Sequence[bool], scheduler: Any = None, **kwargs: Any) -> list[Any]:
-    """Run some expressions at once: each gives its values or, where `keep`, an expression of blocks left in place."""
+def run(
+    exprs: Sequence[Expr], keep: Sequence[bool], scheduler: Any = None, settle: bool = False, **kwargs: Any
+) -> list[Any]:
+    """Run some expressions at once: each gives its values or, where `keep`, an expression of blocks left in place.
+
+    settle: wait for blocks that are left on a cluster's workers, too, and raise what any of them raised.
+    """
     if not exprs:
         return []
     get: Any = get_scheduler(scheduler=scheduler) or local_get
@@ -146,10 +151,20 @@ def run(exprs: Sequence[Expr], keep: Sequence[bool], scheduler: Any = None, **kw
     else:
         futures = client.get(graph.graph, graph.keys, sync=False, **kwargs)
         found = [f if kept else client.gather(f) for f, kept in zip(futures, keep, strict=True)]
+        if settle:
+            _settled([f for f, kept in zip(futures, keep, strict=True) if kept])
     return [
         _kept(blocks, out, e) if kept else assemble(blocks, e.ndim)
         for blocks, out, e, kept in zip(found, graph.outputs, exprs, keep, strict=True)
     ]
+
+
+def _settled(futures: list[Any]) -> None:
+    from distributed import futures_of
+
+    for f in futures_of(futures):
+        if f.exception() is not None:  # waits, and moves no data
+            f.result()  # raises it with the task's traceback
 
 
 def _kept(blocks: Any, output: Output, expr: Expr) -> Expr:
@@ -174,7 +189,7 @@ def to_dask(expr: Expr) -> da.Array:
     """A Dask array of the tasks of an expression."""
     graph = lowered_for_dask((expr,))
     out = graph.outputs[0]
-    return da.Array(graph.graph, out.name, out.chunks, dtype=out.dtype)
+    return da.Array(graph.graph.to_dict(), out.name, out.chunks, dtype=out.dtype)
 
 
 def explain(exprs: Sequence[Expr], machine: Machine | None = None) -> str:

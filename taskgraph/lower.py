@@ -24,7 +24,7 @@ from dask._task_spec import DataNode, Task, TaskRef
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from taskgraph.chunks import numblocks, offsets
+from taskgraph.chunks import numblocks, offsets, refine
 from taskgraph.expr import Chunks, DType, Expr, topological
 from taskgraph.passes import Group, align, group, is_number, is_small
 from taskgraph.plan import TAG, Plan, ProductPlan, TaskTag
@@ -221,10 +221,11 @@ def _lower_product(done: _Layers, node: Expr, planned: ProductPlan) -> None:
     """One task a tile: all of k, or, where k runs in panels apart, one a panel and one that adds them up."""
     a, b = node.inputs
     ta, tb = node.params["ta"], node.params["tb"]
-    kernel = partial(_tile, ta=ta, tb=tb)
-    runs = _runs(len(planned.grid.k), planned.panels)
+    cuts = tuple(x.chunks[-2 if first else -1] for x, first in ((a, ta), (b, not tb)))
+    runs = _runs(len(planned.grid.k), planned.panels) if planned.panels > 1 else [slice(None)]
+    kernel = partial(_tile, ta=ta, tb=tb, cuts=None if cuts[0] == cuts[1] else cuts)
     parts = node.name if len(runs) == 1 else f"{node.label}-partial-{node.token}"
-    lines_a, lines_b = _lines(done, a, ta, planned), _lines(done, b, not tb, planned)
+    lines_a, lines_b = _lines(done, a, ta), _lines(done, b, not tb)
     tasks: dict[Key, Any] = {}
     sums: dict[Key, Any] = {}
     tags: dict[Key, TaskTag] = {}
@@ -253,15 +254,15 @@ def _runs(blocks: int, panels: int) -> list[slice]:
     return [slice(s, e) for s, e in itertools.pairwise(ends) if e > s]
 
 
-def _lines(done: _Layers, x: Expr, inner_first: bool, planned: ProductPlan) -> dict[tuple[Any, int], list[TaskRef]]:
+def _lines(done: _Layers, x: Expr, inner_first: bool) -> dict[tuple[Any, int], list[TaskRef]]:
     """For every block row of a left operand (block column of a right one), its blocks along k: made once, used by all
     the tiles that it meets."""
-    name, inner = done.names[x], range(len(planned.grid.k))
-    outer = range(len(x.chunks[-1] if inner_first else x.chunks[-2]))
+    name, (*lead, first, second) = done.names[x], numblocks(x.chunks)
+    inner, outer = (first, second) if inner_first else (second, first)
     return {
-        (lead, o): [TaskRef((name, *lead, *((k, o) if inner_first else (o, k)))) for k in inner]
-        for lead in _blocks(x.chunks[:-2])
-        for o in outer
+        (at, o): [TaskRef((name, *at, *((k, o) if inner_first else (o, k)))) for k in range(inner)]
+        for at in itertools.product(*map(range, lead))
+        for o in range(outer)
     }
 
 
@@ -270,9 +271,32 @@ def _broadcast_lead(x: Expr, batch: list[int]) -> tuple[int, ...]:
     return tuple([i if len(c) > 1 else 0 for i, c in zip(own, x.chunks[:-2], strict=True)])
 
 
-def _tile(xp: Any, *tiles: Any, ta: bool, tb: bool) -> Any:
-    half = len(tiles) // 2
-    return gemm_panel(xp, tiles[:half], tiles[half:], transpose_a=ta, transpose_b=tb)
+def _tile(xp: Any, *tiles: Any, ta: bool, tb: bool, cuts: tuple[tuple[int, ...], ...] | None) -> Any:
+    """A tile of a product: the blocks of a's line along k, then those of b's.
+
+    cuts: how the two are cut along k, None where alike; otherwise each is looked at through views between all
+    boundaries of both.
+    """
+    if cuts is None:
+        half = len(tiles) // 2
+        return gemm_panel(xp, tiles[:half], tiles[half:], transpose_a=ta, transpose_b=tb)
+    of_a, of_b = cuts
+    both = refine(of_a, of_b)
+    left = _views(tiles[: len(of_a)], of_a, both, along_rows=ta)
+    right = _views(tiles[len(of_a) :], of_b, both, along_rows=not tb)
+    return gemm_panel(xp, left, right, transpose_a=ta, transpose_b=tb)
+
+
+def _views(tiles: Any, sizes: tuple[int, ...], finer: tuple[int, ...], *, along_rows: bool) -> list[Any]:
+    """The tiles, cut along k further; a tile's boundaries are among those of the finer cut."""
+    views, at, tile = [], 0, 0
+    for size in finer:
+        part = slice(at, at + size)
+        views.append(tiles[tile][(..., part, slice(None)) if along_rows else (..., part)])
+        at += size
+        if at == sizes[tile]:
+            at, tile = 0, tile + 1
+    return views
 
 
 def _add_up(xp: Any, *parts: Any) -> Any:

@@ -186,7 +186,7 @@ def plan(what: Any, machine: Machine) -> Plan:
             return new
         decided = choose(new, machine)
         often = [len(users[i]) > 1 for i in node.inputs]
-        new = _cut(new, decided.grid, often)
+        new = _cut(new, decided, often)
         products[new] = replace(decided, name=new.name)
         return new
 
@@ -264,16 +264,17 @@ def _by_columns(batch: int, gm: int, gn: int) -> list[int]:
 # -- operands cut as the grid wants them -------------------------------------------------------------------------------
 
 
-def _cut(node: Expr, grid: TileGrid, often: Sequence[bool]) -> Expr:
-    a, b = node.inputs
-    ta, tb = node.params["ta"], node.params["tb"]
-    lead = [
-        tuple(o if s > 1 else (1,) for s, o in zip(x.shape[:-2], node.chunks[node.ndim - x.ndim : -2], strict=True))
-        for x in (a, b)
-    ]
-    wanted_a = (*lead[0], *((grid.k, grid.m) if ta else (grid.m, grid.k)))
-    wanted_b = (*lead[1], *((grid.n, grid.k) if tb else (grid.k, grid.n)))
-    return with_inputs(node, (relayout(a, wanted_a, often[0]), relayout(b, wanted_b, often[1])))
+def _cut(node: Expr, planned: ProductPlan, often: Sequence[bool]) -> Expr:
+    """The product with its operands cut along m and n as the grid wants them. Along k they stay as they lie (a tile's
+    task takes views where the cuts of the two differ), unless k runs in panels apart."""
+    grid, flags = planned.grid, (node.params["ta"], not node.params["tb"])
+    operands = []
+    for x, outer, inner_first, dear in zip(node.inputs, (grid.m, grid.n), flags, often, strict=True):
+        lead = node.chunks[node.ndim - x.ndim : -2]
+        lead = tuple(o if s > 1 else (1,) for s, o in zip(x.shape[:-2], lead, strict=True))
+        k = grid.k if planned.panels > 1 or x.op.kind == "source" else x.chunks[-2 if inner_first else -1]
+        operands.append(relayout(x, (*lead, *((k, outer) if inner_first else (outer, k))), dear))
+    return with_inputs(node, tuple(operands))
 
 
 def relayout(x: Expr, chunks: tuple[tuple[int, ...], ...], used_often: bool = False) -> Expr:

@@ -78,6 +78,11 @@ def _resolve(name: str, ufunc: np.ufunc, types: tuple[Any, ...]) -> tuple[DType,
         raise TypeError(f"{name}: not defined for {names}") from None
 
 
+def _weak(kind: type) -> Any:
+    """What stands for a Python number when NumPy resolves types; its bool is as strong as an array's."""
+    return np.dtype(bool) if kind is bool else kind
+
+
 def _public(row: Primitive, ufunc: np.ufunc, nin: int, cast_to: Any, doc: str) -> Callable[..., Tensor]:
     def call(*args: Any) -> Tensor:
         if len(args) != nin:
@@ -85,7 +90,7 @@ def _public(row: Primitive, ufunc: np.ufunc, nin: int, cast_to: Any, doc: str) -
         args = tuple(a if type(a) in PYTHON_SCALARS else as_tensor(a) for a in args)
         if not any(isinstance(a, Tensor) for a in args):
             args = (as_tensor(args[0]), *args[1:])
-        types = tuple([a.dtype if isinstance(a, Tensor) else type(a) for a in args])
+        types = tuple([a.dtype if isinstance(a, Tensor) else _weak(type(a)) for a in args])
         wanted = (np.dtype(cast_to),) * nin if cast_to else _resolve(row.name, ufunc, types)
         return apply(row, *[cast(a, t) for a, t in zip(args, wanted, strict=False)])
 
