@@ -1,0 +1,152 @@
+"""What the placement plugin costs: `python benchmarks/plugin_cost.py [--json PATH]`.
+
+Two figures. The time that `TilePlacement.update_graph` takes for each task of a graph of 20,000 tagged tasks,
+measured around the hook in a real scheduler (goal: 5 us or less). And the time of an empty task end to end on
+two workers, the scheduler in a process of its own, with the plugin and with plain Dask: medians of runs that
+take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+from dask._task_spec import Task, TaskRef
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from distributed import Client, LocalCluster, wait
+from distributed.deploy.subprocess import SubprocessCluster
+
+from scheduler_plugins import TilePlacement
+from taskgraph.plan import TAG
+
+NUMBERS = count()
+
+
+def nothing(*inputs: Any) -> None:
+    return None
+
+
+def graph(tasks: int, depth: int, *, tagged: bool) -> tuple[HighLevelGraph, list[Any]]:
+    """Chains of `depth` empty tasks, `tasks` in all, and the keys of their ends."""
+    name = f"empty-{next(NUMBERS)}-{os.getpid()}"
+    layers, ends = {}, []
+    for chain in range(tasks // depth):
+        for link in range(depth):
+            inputs = [TaskRef((name, chain, link - 1))] if link else []
+            layers[(name, chain, link)] = Task((name, chain, link), nothing, *inputs)
+        ends.append((name, chain, depth - 1))
+    tags = {key: {"kind": "cpu", "product": name, "tile": key[1:]} for key in layers}
+    layer = MaterializedLayer(layers, annotations={TAG: tags.get} if tagged else None)
+    return HighLevelGraph({name: layer}, {name: set()}), ends
+
+
+class Timed(TilePlacement):
+    """The plugin with a clock around its hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def update_graph(self, scheduler: Any, **kwargs: Any) -> None:
+        start = time.perf_counter()
+        super().update_graph(scheduler, **kwargs)
+        self.seconds.append(time.perf_counter() - start)
+
+
+def update_graph_us(tasks: int, repeats: int) -> list[float]:
+    """Microseconds a task of the hook; no worker is there, so that nothing else runs beside it."""
+    cluster = LocalCluster(n_workers=0, processes=False, dashboard_address=None)
+    with cluster, Client(cluster) as client:
+        plugin = Timed()
+        # Not through the client, which would send a copy.
+        client.sync(cluster.scheduler.register_scheduler_plugin, plugin, idempotent=True)
+        for _ in range(repeats):
+            before = len(plugin.seconds)
+            # Long chains, since to cancel n futures costs Dask n squared.
+            futures = client.get(*graph(tasks, 100, tagged=True), sync=False)
+            deadline = time.monotonic() + 60
+            while len(plugin.seconds) == before:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the scheduler has not received the graph")
+                time.sleep(0.01)
+            client.cancel(futures)
+            del futures
+    return [seconds / tasks * 1e6 for seconds in plugin.seconds]
+
+
+def end_to_end_us(tasks: int, repeats: int) -> Iterator[tuple[str, str, float]]:
+    """(shape, engine, microseconds a task) for every run, the engines in turn."""
+    cluster = SubprocessCluster(
+        n_workers=2,
+        worker_kwargs={"nthreads": 1, "dashboard": False},
+        scheduler_kwargs={"dashboard": False},
+    )
+    with cluster, Client(cluster) as client:
+        client.wait_for_workers(2)
+        for repeat in range(repeats + 1):
+            for shape, depth in (("sources", 1), ("chains of 10", 10)):
+                for engine in ("plain Dask", "plugin"):
+                    if engine == "plugin":
+                        client.register_plugin(TilePlacement())
+                    hlg, keys = graph(tasks, depth, tagged=engine == "plugin")
+                    start = time.perf_counter()
+                    futures = client.get(hlg, keys, sync=False)
+                    wait(futures)
+                    seconds = time.perf_counter() - start
+                    del futures
+                    if engine == "plugin":
+                        client.unregister_scheduler_plugin(TilePlacement.name)
+                    # The first round warms everything up.
+                    if repeat:
+                        yield shape, engine, seconds / tasks * 1e6
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--tasks", type=int, default=20_000, help="tasks of the update_graph measurement")
+    parser.add_argument("--run-tasks", type=int, default=3_000, help="tasks of an end-to-end run")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+
+    rows: dict[str, dict[str, float]] = {
+        "update_graph": spread(update_graph_us(args.tasks, args.repeats)),
+    }
+    runs: dict[str, list[float]] = {}
+    for shape, engine, microseconds in end_to_end_us(args.run_tasks, args.repeats):
+        runs.setdefault(f"{shape}, {engine}", []).append(microseconds)
+    rows |= {name: spread(values) for name, values in runs.items()}
+
+    machine = {
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "dask": dask.__version__,
+        "distributed": distributed.__version__,
+        "load": os.getloadavg()[0],
+    }
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(f"{'us a task':28}{'median':>10}{'min':>10}{'max':>10}{'runs':>6}")
+    for name, row in rows.items():
+        print(f"{name:28}{row['median']:10.2f}{row['min']:10.2f}{row['max']:10.2f}{row['runs']:6.0f}")
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine, "microseconds_per_task": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

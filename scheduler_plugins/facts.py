@@ -1,0 +1,75 @@
+"""What the placement asks of the scheduler: durations, operands and the load of workers, as plain data."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scheduler_plugins.placement import (
+    MEMORY_FRACTION,
+    PREFETCH_PER_THREAD,
+    ROUND_TRIP_S,
+    WorkerView,
+    places,
+)
+
+#: Groups whose durations are remembered. Chosen: far more than are computed at once.
+GROUPS_KEPT = 4096
+
+#: Dask's estimate goes by the first word of a key, so small products would speak for large ones, and a worker
+#: would be given dozens of long tiles. Until a task of the very group has ended, it is trusted no further than
+#: four in flight on a one-thread worker.
+GUESS_AT_LEAST_S = ROUND_TRIP_S / 3
+
+
+class SchedulerFacts:
+    """`placement.Facts`, read from a live scheduler."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self._durations: OrderedDict[str, float] = OrderedDict()
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second between workers, as Dask has measured them."""
+        return max(float(self.scheduler.bandwidth), 1.0)
+
+    def observe(self, group: Any, startstops: Sequence[Mapping[str, Any]]) -> None:
+        """Learn from a task that has ended. `startstops`: what the worker reports of it."""
+        seconds = sum(part["stop"] - part["start"] for part in startstops if part["action"] == "compute")
+        known = self._durations.get(group.name)
+        self._durations[group.name] = seconds if known is None else (known + seconds) / 2
+        if len(self._durations) > GROUPS_KEPT:
+            self._durations.popitem(last=False)
+
+    def duration_s(self, key: Any) -> float:
+        """Running average over tasks of the same group, or else an estimate from Dask's for the prefix."""
+        return self._group_s(self.scheduler.tasks[key].group)
+
+    def _group_s(self, group: Any) -> float:
+        known = self._durations.get(group.name)
+        if known is not None:
+            return known
+        guess = float(group.prefix.duration_average)
+        return max(guess, GUESS_AT_LEAST_S) if guess >= 0 else float(self.scheduler.UNKNOWN_TASK_DURATION)
+
+    def held_bytes(self, key: Any) -> Mapping[str, int]:
+        """Bytes of the task's dependencies on each worker, by worker name."""
+        held: Counter[str] = Counter()
+        for dependency in self.scheduler.tasks[key].dependencies:
+            for worker in dependency.who_has or ():
+                held[str(worker.name)] += dependency.get_nbytes()
+        return held
+
+    def view(self, ws: Any, kind: str) -> WorkerView | None:
+        """A worker as a candidate; None if no task would find a place there, the usual case."""
+        in_flight = len(ws.processing) - len(ws.long_running)
+        if in_flight >= ws.nthreads * (1 + PREFETCH_PER_THREAD):
+            return None
+        groups = {ts.group for ts in ws.processing}
+        slowest_s = max((self._group_s(group) for group in groups), default=0.0)
+        if in_flight >= places(ws.nthreads, slowest_s):
+            return None
+        room = not ws.memory_limit or ws.nbytes <= MEMORY_FRACTION * ws.memory_limit
+        return WorkerView(str(ws.name), kind, ws.nthreads, in_flight, slowest_s, room)
