@@ -78,9 +78,7 @@ def show_gradients(console: Console) -> bool:
     console.print("  y = 3x\u00b2 + 2x + 3 at x = [[1, 2], [3, 4]]")
     return check(
         console, f"graph style:    dy/dx = {graph_style.tolist()}", bool((graph_style == expected).all())
-    ) & check(
-        console, f"define-by-run:  dy/dx = {define_by_run.tolist()}", bool((define_by_run == expected).all())
-    )
+    ) & check(console, f"define-by-run:  dy/dx = {define_by_run.tolist()}", bool((define_by_run == expected).all()))
 
 
 # -- (b) ---------------------------------------------------------------------------------------------------------------
@@ -121,9 +119,7 @@ def show_products(console: Console, client: Client, n: int | None, emulated: boo
             runs.append(run_product(client, a, b, pin, names[pin] + mark, reference))
             progress.advance(bar)
     console.print(product_table(runs, n))
-    bound = (
-        64 * np.finfo("float32").eps * np.sqrt(n)
-    )  # rounding errors of a sum of n terms grow like its root
+    bound = 64 * np.finfo("float32").eps * np.sqrt(n)  # rounding errors of a sum of n terms grow like its root
     worst = max(r.error for r in runs)
     return check(console, f"greatest relative error {worst:.1e}, bound {bound:.1e}", bool(worst <= bound))
 
@@ -137,9 +133,7 @@ def size_for(machine: tg.Machine) -> int:
     return max(256, int(min(by_time, by_memory)) // 256 * 256)
 
 
-def run_product(
-    client: Client, a: tg.Tensor, b: tg.Tensor, pin: str, name: str, reference: np.ndarray
-) -> ProductRun:
+def run_product(client: Client, a: tg.Tensor, b: tg.Tensor, pin: str, name: str, reference: np.ndarray) -> ProductRun:
     """The product under a pin; operands are there before, the result stays where it is made."""
     with tg.device(pin):
         c = a @ b
@@ -251,10 +245,7 @@ class Training:
 def train(x: np.ndarray, y: np.ndarray, steps: int, console: Console) -> Training:
     """Gradient descent in graph style: the loss, its gradients and the assignments are one graph, run once a step."""
     images, labels = tg.asarray(x).persist(), tg.asarray(y).persist()
-    w = [
-        tg.Variable(value, name=name)
-        for value, name in zip(first_weights(), ("W1", "b1", "W2", "b2"), strict=True)
-    ]
+    w = [tg.Variable(value, name=name) for value, name in zip(first_weights(), ("W1", "b1", "W2", "b2"), strict=True)]
     logits = tg.tanh(images @ w[0] + w[1]) @ w[2] + w[3]
     loss = tg.mean(tg.logsumexp(logits, axis=1) - tg.sum(logits * labels, axis=1))
     updates = [v.assign(v - LEARNING_RATE * g) for v, g in zip(w, tg.gradients(loss, w), strict=True)]

@@ -12,12 +12,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import dask
 from dask.system import CPU_COUNT
 from distributed import Nanny, Scheduler, SpecCluster, Worker
 from distributed.deploy.utils import nprocesses_nthreads
 from distributed.security import Security
 from distributed.worker_memory import parse_memory_limit
 
+from scheduler_plugins.plugin import TilePlacement
 from workers.backend import probe_gpus
 from workers.memory import DEVICE_FRACTION
 from workers.plugin import DeviceSetup
@@ -29,6 +31,11 @@ LOOPBACK = "127.0.0.1"
 #: A worker that did not come up after so long never will. Importing CuPy from a network's disk and making the
 #: first CUDA context have taken most of a minute.
 START_TIMEOUT_S = 120
+
+#: So long a worker tries to reach a peer that does not answer before its data count as lost. Dask's 30 s are for
+#: networks; on one machine a dead process refuses at once, and a graph would stand still for the rest (measured: 30 s
+#: after some kills, 3 s with 3 s).
+CONNECT_TIMEOUT = "5s"
 
 #: dask-cuda's part of a spec is asked of a process of its own; it imports dask-cuda and makes a CUDA context.
 DASK_CUDA_TIMEOUT_S = 60
@@ -121,6 +128,7 @@ class LocalCluster(SpecCluster):
             "dashboard_address": f"{host}:0",
             "dashboard": False,
             "death_timeout": START_TIMEOUT_S,
+            "config": worker_config(),
         } | worker_kwargs
 
         def spec(setup: DeviceSetup, nthreads: int, device: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +156,7 @@ class LocalCluster(SpecCluster):
                 "security": security,
                 "dashboard": dashboard_address is not None,
                 "dashboard_address": free_dashboard_address(dashboard_address, host),
-                "plugins": self.scheduler_plugins(),
+                "plugins": (TilePlacement(),),
             }
             | dict(scheduler_kwargs or {}),
         }
@@ -164,17 +172,17 @@ class LocalCluster(SpecCluster):
             scheduler_sync_interval=scheduler_sync_interval,
         )
 
-    def scheduler_plugins(self) -> Sequence[Any]:
-        """Scheduler plugins to start with. None: a client registers what it needs on first use."""
-        return ()
-
     def _new_worker_name(self, worker_number: int) -> str:
         return f"cpu-{worker_number}"
 
 
-def split_cores(
-    cpu_workers: int | None, threads_per_cpu_worker: int | None, cores: int = CPU_COUNT
-) -> tuple[int, int]:
+def worker_config() -> dict[str, Any]:
+    """Dask settings of the workers: ours, unless the user has changed Dask's own."""
+    key = "distributed.comm.timeouts.connect"
+    return {key: CONNECT_TIMEOUT} if dask.config.get(key) == "30s" else {}
+
+
+def split_cores(cpu_workers: int | None, threads_per_cpu_worker: int | None, cores: int = CPU_COUNT) -> tuple[int, int]:
     """Processes and threads of each, such that together they use the cores; what is given stays.
 
     Raises ValueError for fewer than 0 processes or 1 thread.
@@ -184,12 +192,8 @@ def split_cores(
     """
     if cpu_workers is not None and not _is_count(cpu_workers):
         raise ValueError(f"cpu_workers is a number of workers, at least 0, not {cpu_workers!r}")
-    if threads_per_cpu_worker is not None and not (
-        _is_count(threads_per_cpu_worker) and threads_per_cpu_worker
-    ):
-        raise ValueError(
-            f"threads_per_cpu_worker is a number of threads, at least 1, not {threads_per_cpu_worker!r}"
-        )
+    if threads_per_cpu_worker is not None and not (_is_count(threads_per_cpu_worker) and threads_per_cpu_worker):
+        raise ValueError(f"threads_per_cpu_worker is a number of threads, at least 1, not {threads_per_cpu_worker!r}")
     if cpu_workers is None and threads_per_cpu_worker is None:
         processes, threads = nprocesses_nthreads(cores)
         return int(processes), int(threads)
@@ -214,9 +218,7 @@ def choose_gpus(gpus: int | str) -> tuple[str, ...]:
         return tokens
     if gpus > len(tokens):
         there = (
-            f"{len(tokens)} can be used here ({', '.join(tokens)})"
-            if tokens
-            else f"none can be used here: {reason}"
+            f"{len(tokens)} can be used here ({', '.join(tokens)})" if tokens else f"none can be used here: {reason}"
         )
         raise ValueError(
             f"gpus={gpus}: {there}. Ask for gpus='auto', or have the missing ones emulated: "
@@ -243,9 +245,7 @@ def gpu_options(tokens: Sequence[str], protocol: str) -> list[dict[str, Any]]:
     try:
         theirs = in_another_process(dask_cuda_options, tokens, protocol, timeout_s=DASK_CUDA_TIMEOUT_S)
     except Exception as error:
-        warnings.warn(
-            f"GPU workers start without dask-cuda, whose worker spec failed: {error!r}", stacklevel=3
-        )
+        warnings.warn(f"GPU workers start without dask-cuda, whose worker spec failed: {error!r}", stacklevel=3)
         return ours
     return [their | our for their, our in zip(theirs, ours, strict=True)]
 

@@ -43,10 +43,6 @@ NAME = "taskgraph-placement"
 #: say what it waited for.
 HELD: dict[str, set[str]] = {kind: {f"a {kind} worker that {NAME} chooses"} for kind in KINDS}
 
-#: The tag of tasks that carry none but depend on ours, such as the concatenation that `client.compute`
-#: adds.
-FOLLOWER = TaskTag(kind="cpu")
-
 #: What `distributed.shuffle` notes on an output task whose worker it has chosen itself.
 SHUFFLE_OWNED = "shuffle_original_restrictions"
 
@@ -216,8 +212,10 @@ class TilePlacement(SchedulerPlugin):
                 self._waiting[tag.get("slot") or ""] += 1
 
     def _claim_followers(self, scheduler: Scheduler, keys: Collection[Key]) -> None:
-        """Untagged tasks behind ours run on CPU workers: an unrestricted one may land on a GPU worker."""
+        """Untagged tasks behind ours (the concatenation that `client.compute` adds, for one) run on CPU workers, or on
+        GPU workers where there are no others: unrestricted ones may land anywhere."""
         tags = self._tags
+        kind = serving_kind("cpu", self._kinds) or serving_kind("gpu", self._kinds) or "cpu"
         others = {key for key in keys if key not in tags}
         if not others:
             return
@@ -225,7 +223,7 @@ class TilePlacement(SchedulerPlugin):
         while stack:
             ts = scheduler.tasks[stack.pop()]
             if ts.key not in tags and ts.run_spec is not None and ts.state in ("released", "waiting"):
-                self._claim(ts, FOLLOWER)
+                self._claim(ts, TaskTag(kind=kind))
                 stack.extend(d.key for d in ts.dependents if d.key in others)
 
     # -- following a task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dask.array as da
@@ -12,7 +13,7 @@ import numpy as np
 from dask.array.core import concatenate3
 from dask.base import get_scheduler
 
-from taskgraph.expr import Expr, Opaque, bind, pinned, substitute, topological
+from taskgraph.expr import Expr, Opaque, bind, pinned, serial, substitute, topological
 from taskgraph.lower import Lowered, Output, lower
 from taskgraph.machine import Machine
 from taskgraph.passes import simplify
@@ -61,9 +62,18 @@ def lowered(exprs: Sequence[Expr], machine: Machine) -> Lowered:
     return lower(found)
 
 
-def lowered_for_dask(exprs: Sequence[Expr]) -> Lowered:
-    """The Dask graph that Dask gets when it computes a tensor as a collection: for the client in force."""
-    return lowered(with_values(exprs), machine_of(_client_in_force()))
+def lowered_for_dask(expr: Expr, known: Lowered | None = None) -> Lowered:
+    """The Dask graph that Dask gets when it computes a tensor as a collection: for the client in force.
+
+    known: what this function gave for the expression before; given again unless a variable has another value now, or
+    another client is in force. (Dask asks several times for one run, and must get one answer.)
+    """
+    (now,) = with_values((expr,))
+    client = _client_in_force()
+    where = client.scheduler.address if client else None
+    if known is not None and known.origin == (now, where):
+        return known
+    return replace(lowered((now,), machine_of(client)), origin=(now, where))
 
 
 # -- where it runs -----------------------------------------------------------------------------------------------------
@@ -150,21 +160,28 @@ def run(
         found = get(graph.graph.to_dict(), graph.keys, **kwargs)
     else:
         futures = client.get(graph.graph, graph.keys, sync=False, **kwargs)
-        found = [f if kept else client.gather(f) for f, kept in zip(futures, keep, strict=True)]
-        if settle:
-            _settled([f for f, kept in zip(futures, keep, strict=True) if kept])
+        found = _collected(client, futures, keep, settle)
     return [
         _kept(blocks, out, e) if kept else assemble(blocks, e.ndim)
         for blocks, out, e, kept in zip(found, graph.outputs, exprs, keep, strict=True)
     ]
 
 
-def _settled(futures: list[Any]) -> None:
+def _collected(client: Any, futures: list[Any], keep: Sequence[bool], settle: bool) -> list[Any]:
     from distributed import futures_of
 
-    for f in futures_of(futures):
-        if f.exception() is not None:  # waits, and moves no data
-            f.result()  # raises it with the task's traceback
+    try:
+        values = iter(client.gather([f for f, kept in zip(futures, keep, strict=True) if not kept]))
+        found = [f if kept else next(values) for f, kept in zip(futures, keep, strict=True)]
+        for f in futures_of([f for f, kept in zip(futures, keep, strict=True) if kept and settle]):
+            if f.exception() is not None:  # waits, and moves no data
+                f.result()  # raises it with the task's traceback
+    except BaseException:
+        # the client keeps the exception, its traceback our frames, and they the futures: without this, for ever
+        for f in futures_of(futures):
+            f.release()
+        raise
+    return found
 
 
 def _kept(blocks: Any, output: Output, expr: Expr) -> Expr:
@@ -182,12 +199,13 @@ def persisted(graph: Mapping[Any, Any], output: Output, device: str | None = Non
     """An expression of blocks that exist: futures of a cluster, or arrays."""
     array = da.Array(dict(graph), output.name, output.chunks, dtype=output.dtype)
     with pinned(device):
-        return bind(find("dask"), array=Opaque(array, f"{output.name}-kept"))
+        # kept twice, in two clusters perhaps, is two expressions
+        return bind(find("dask"), array=Opaque(array, f"{output.name}-kept-{serial()}"))
 
 
 def to_dask(expr: Expr) -> da.Array:
     """A Dask array of the tasks of an expression."""
-    graph = lowered_for_dask((expr,))
+    graph = lowered_for_dask(expr)
     out = graph.outputs[0]
     return da.Array(graph.graph.to_dict(), out.name, out.chunks, dtype=out.dtype)
 

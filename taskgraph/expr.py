@@ -96,7 +96,7 @@ def bind(op: Primitive, *inputs: Expr, **params: Any) -> Expr:
     mistake shows where it is made, not when the graph runs.
     """
     device = _pin.get()
-    token = _digest(op.name, inputs, params, device)
+    token = digest(op.name, device, sorted(params.items()), [i.token for i in inputs])
     known = _interned.get(token)
     if known is not None:
         return known
@@ -106,9 +106,9 @@ def bind(op: Primitive, *inputs: Expr, **params: Any) -> Expr:
     return node
 
 
-def _digest(name: str, inputs: tuple[Expr, ...], params: Mapping[str, Any], device: str | None) -> str:
-    text = f"{name}|{device}|{sorted(params.items())!r}|" + ",".join([i.token for i in inputs])
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+def digest(*parts: Any) -> str:
+    """Twenty-four hexadecimal digits that stand for what the parts' representations say."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
 
 
 def with_inputs(node: Expr, inputs: tuple[Expr, ...]) -> Expr:

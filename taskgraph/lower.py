@@ -15,17 +15,17 @@ import copy
 import itertools
 import operator
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import dask
 import dask.array as da
 from dask._task_spec import DataNode, Task, TaskRef
-from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from taskgraph.chunks import numblocks, offsets, refine
-from taskgraph.expr import Chunks, DType, Expr, topological
+from taskgraph.expr import Chunks, DType, Expr, digest, topological
 from taskgraph.passes import Group, align, group, is_number, is_small
 from taskgraph.plan import TAG, Plan, ProductPlan, TaskTag
 from taskgraph.program import compile_nodes, number
@@ -51,11 +51,15 @@ class Output:
 
 @dataclass(frozen=True)
 class Lowered:
-    """The Dask graph of some expressions, where their blocks are in it, and the plan that it follows."""
+    """The Dask graph of some expressions, where their blocks are in it, and the plan that it follows.
+
+    origin: what it was made for, where somebody keeps it.
+    """
 
     graph: HighLevelGraph
     outputs: tuple[Output, ...]
     plan: Plan
+    origin: Any = None
 
     @property
     def keys(self) -> list[list[Any]]:
@@ -83,6 +87,13 @@ class _Layers:
         self.layers[name] = MaterializedLayer(tasks, annotations={TAG: tag})
         self.dependencies[name] = needs
 
+    def name(self, node: Expr, *made_of: Any) -> str:
+        """The first part of the keys of `node`'s blocks, which nothing but the very same tasks may bear: what a task
+        computes itself and what it takes from others depends on the graph around it (grouping, panels, one task for
+        all), and Dask would mix the two up where a key of that name is still alive."""
+        self.names[node] = name = f"{node.label}-{digest(node.token, *made_of)}"
+        return name
+
     def ref(self, node: Expr, index: tuple[int, ...]) -> TaskRef:
         return TaskRef((self.names[node], *index))
 
@@ -92,11 +103,13 @@ def lower(plan: Plan) -> Lowered:
     plan = align(plan)
     groups = group(plan)
     done = _Layers(plan)
-    if is_small(plan, groups):
-        _one_task(done)
-    else:
-        for g in groups:
-            _lower_group(done, g)
+    # Dask's peer-to-peer rechunking places its outputs itself; as plain tasks they are placed like all others.
+    with dask.config.set({"array.rechunk.method": "tasks"}):
+        if is_small(plan, groups):
+            _one_task(done)
+        else:
+            for g in groups:
+                _lower_group(done, g)
     outputs = tuple(Output(done.names[r], r.chunks, r.dtype) for r in plan.roots)
     graph = HighLevelGraph(done.layers, done.dependencies)
     wanted: set[Any] = {
@@ -144,12 +157,13 @@ def _lower_blocks(done: _Layers, g: Group) -> None:
     node = g.result
     program, arguments = compile_nodes(node.label, g.nodes, [node])
     makers = [_argument(done, a) for a in arguments]
+    needs = _needs(done, arguments)
+    name = done.name(node, [n.token for n in g.nodes], sorted(needs))
     tasks: dict[Key, Any] = {}
     for index in _blocks(node.chunks):
-        key = (node.name, *index)
+        key = (name, *index)
         tasks[key] = Task(key, run, program, *[make(index) for make in makers])
-    done.names[node] = node.name
-    done.add(node.name, tasks, _needs(done, arguments), _tag(done, node))
+    done.add(name, tasks, needs, _tag(done, node))
 
 
 def _argument(done: _Layers, a: Expr | Chunks) -> Callable[[tuple[int, ...]], Any]:
@@ -174,15 +188,14 @@ def _broadcast_index(x: Expr, index: tuple[int, ...]) -> tuple[int, ...]:
 def _lower_constant(done: _Layers, node: Expr) -> None:
     """Data of the user's, which travel with the graph: a block each."""
     place, value = _place(node.chunks), node.params["value"].value
+    name, tag = done.name(node), _tag(done, node)
     tasks: dict[Key, Any] = {}
     for index in _blocks(node.chunks):
         start, shape = place(index)
         block = value[tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))]
-        key = (node.name, *index)
-        on_device = done.plan.kind_of(node) == "gpu"
-        tasks[key] = Task(key, run, _held, block) if on_device else DataNode(key, block)
-    done.names[node] = node.name
-    done.add(node.name, tasks, set(), _tag(done, node))
+        key = (name, *index)
+        tasks[key] = Task(key, run, _held, block) if tag["kind"] == "gpu" else DataNode(key, block)
+    done.add(name, tasks, set(), tag)
 
 
 def _held(xp: Any, block: Any) -> Any:
@@ -202,16 +215,16 @@ def _one_task(done: _Layers) -> None:
     origin = (0,) * max((n.ndim for n in nodes), default=0)
     args = [_argument(done, a)(origin[: a.ndim if isinstance(a, Expr) else len(a)]) for a in arguments]
     tag = TaskTag(kind=done.plan.machine.home)
-    keys: dict[Expr, Key] = {r: (r.name, *(0,) * r.ndim) for r in roots}
-    done.names.update({r: r.name for r in roots})
+    needs = _needs(done, arguments)
+    step = f"{roots[0].label}-step-{digest([r.token for r in roots], sorted(needs))}"
+    keys: dict[Expr, Key] = {r: (done.name(r, step), *(0,) * r.ndim) for r in roots}
     if len(roots) == 1:
         key = keys[roots[0]]
-        done.add(roots[0].name, {key: Task(key, run, program, *args)}, _needs(done, arguments), tag)
+        done.add(key[0], {key: Task(key, run, program, *args)}, needs, tag)
         return
-    step = f"{roots[0].label}-step-{tokenize([r.token for r in roots])}"
-    done.add(step, {(step,): Task((step,), run, program, *args)}, _needs(done, arguments), tag)
-    for at, (root, key) in enumerate(keys.items()):
-        done.add(root.name, {key: Task(key, operator.getitem, TaskRef((step,)), at)}, {step}, tag)
+    done.add(step, {(step,): Task((step,), run, program, *args)}, needs, tag)
+    for at, key in enumerate(keys.values()):
+        done.add(key[0], {key: Task(key, operator.getitem, TaskRef((step,)), at)}, {step}, tag)
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
@@ -224,7 +237,10 @@ def _lower_product(done: _Layers, node: Expr, planned: ProductPlan) -> None:
     cuts = tuple(x.chunks[-2 if first else -1] for x, first in ((a, ta), (b, not tb)))
     runs = _runs(len(planned.grid.k), planned.panels) if planned.panels > 1 else [slice(None)]
     kernel = partial(_tile, ta=ta, tb=tb, cuts=None if cuts[0] == cuts[1] else cuts)
-    parts = node.name if len(runs) == 1 else f"{node.label}-partial-{node.token}"
+    needs = {done.names[a], done.names[b]}
+    planned = replace(planned, name=done.name(node, sorted(needs), planned.panels))
+    name = planned.name
+    parts = name if len(runs) == 1 else f"{node.label}-partial-{digest(name)}"
     lines_a, lines_b = _lines(done, a, ta), _lines(done, b, not tb)
     tasks: dict[Key, Any] = {}
     sums: dict[Key, Any] = {}
@@ -239,13 +255,12 @@ def _lower_product(done: _Layers, node: Expr, planned: ProductPlan) -> None:
             tags[key] = planned.tag(tile, (*index, panel))
             pieces.append(TaskRef(key))
         if len(runs) > 1:
-            key = (node.name, *index)
+            key = (name, *index)
             sums[key] = Task(key, run, _add_up, *pieces)
             tags[key] = planned.tag(tile, (*index, len(runs)))
-    done.names[node] = node.name
-    done.add(parts, tasks, {done.names[a], done.names[b]}, tags.__getitem__)
+    done.add(parts, tasks, needs, tags.__getitem__)
     if sums:
-        done.add(node.name, sums, {parts}, tags.__getitem__)
+        done.add(name, sums, {parts}, tags.__getitem__)
 
 
 def _runs(blocks: int, panels: int) -> list[slice]:

@@ -66,6 +66,8 @@ def _draw(number: int, cell: Shape, dtype: DType, method: str, seed: int, params
         return rng.integers(params["low"], params["high"], size=cell, dtype=dtype)
     native = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64)
     values = getattr(rng, method)(size=cell, dtype=native)
+    if method == "random" and dtype == np.float16:
+        values = np.floor(values * 2**11) / 2**11  # rounded to its 11 bits, 2047.5 / 2048 would be 1
     return values.astype(dtype, copy=False)
 
 

@@ -189,8 +189,13 @@ class Tensor:
         return execute.compute((self.expr,), **kwargs)[0]
 
     def persist(self, **kwargs: Any) -> Tensor:
-        """The same tensor with its blocks computed and kept: on the workers with a client, in memory without one."""
-        return Tensor(execute.persist((self.expr,), **kwargs)[0])
+        """The same tensor with its blocks computed and kept: on the workers with a client, in memory without one.
+
+        What it was computed from is forgotten, so `backward` does not reach behind it; a leaf stays a leaf.
+        """
+        kept = Tensor(execute.persist((self.expr,), **kwargs)[0])
+        kept.requires_grad = self.is_leaf
+        return kept
 
     def explain(self, machine: Any = None) -> str:
         """What a run would do: the plan of every product, tasks and bytes; nothing runs."""
@@ -373,17 +378,16 @@ class Tensor:
         return execute.assemble, (self.ndim,)
 
     def __dask_postpersist__(self) -> tuple[Any, tuple[Any, ...]]:
-        return _from_persisted, (self.__lower().outputs[0],)
+        return _from_persisted, (self.__lower().outputs[0], self.expr.device)
 
     #: FACTS: any optimizer of Dask's would drop the placement annotations.
     __dask_optimize__ = None
     __dask_scheduler__ = staticmethod(execute.local_get)
 
     def __lower(self) -> execute.Lowered:
-        if self._lowered is None:
-            self._lowered = execute.lowered_for_dask((self.expr,))
+        self._lowered = execute.lowered_for_dask(self.expr, self._lowered)
         return self._lowered
 
 
-def _from_persisted(graph: Any, output: Any, rename: Any = None) -> Tensor:
-    return Tensor(execute.persisted(graph, output))
+def _from_persisted(graph: Any, output: Any, device: str | None, rename: Any = None) -> Tensor:
+    return Tensor(execute.persisted(graph, output, device))
