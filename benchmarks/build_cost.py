@@ -1,4 +1,4 @@
-"""What building a graph costs in the client: `python benchmarks/build_cost.py`.
+"""What building a graph costs in the client: `python -m benchmarks.build_cost`.
 
 An expression by itself, its gradient, and a product of 10^4 tiles from `a @ b` to the Dask graph (goal: 50 us a tile).
 Limits: Dask's own `Task` takes 1 us and more, so a tile with its operands cannot cost less than about 5 us.

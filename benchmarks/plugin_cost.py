@@ -1,4 +1,4 @@
-"""What the placement plugin costs: `python benchmarks/plugin_cost.py [--json PATH]`.
+"""What the placement plugin costs: `python -m benchmarks.plugin_cost`.
 
 Two figures. The time that `TilePlacement.update_graph` takes for each task of a graph of 20,000 tagged tasks,
 measured around the hook in a real scheduler (goal: 5 us or less). And the time of an empty task end to end on
@@ -8,24 +8,18 @@ take turns.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import statistics
 import time
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 from typing import Any
 
-import dask
-import distributed
 from dask._task_spec import Task, TaskRef
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from distributed import Client, LocalCluster, wait
 from distributed.deploy.subprocess import SubprocessCluster
 
+from benchmarks.harness import arguments, report, summary
 from scheduler_plugins import TilePlacement
 from taskgraph.plan import TAG
 
@@ -111,41 +105,13 @@ def end_to_end_us(tasks: int, repeats: int) -> Iterator[tuple[str, str, float]]:
                         yield shape, engine, seconds / tasks * 1e6
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--tasks", type=int, default=20_000, help="tasks of the update_graph measurement")
-    parser.add_argument("--run-tasks", type=int, default=3_000, help="tasks of an end-to-end run")
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-
-    rows: dict[str, dict[str, float]] = {
-        "update_graph": spread(update_graph_us(args.tasks, args.repeats)),
-    }
-    runs: dict[str, list[float]] = {}
-    for shape, engine, microseconds in end_to_end_us(args.run_tasks, args.repeats):
-        runs.setdefault(f"{shape}, {engine}", []).append(microseconds)
-    rows |= {name: spread(values) for name, values in runs.items()}
-
-    machine = {
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "dask": dask.__version__,
-        "distributed": distributed.__version__,
-        "load": os.getloadavg()[0],
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"{'us a task':28}{'median':>10}{'min':>10}{'max':>10}{'runs':>6}")
-    for name, row in rows.items():
-        print(f"{name:28}{row['median']:10.2f}{row['min']:10.2f}{row['max']:10.2f}{row['runs']:6.0f}")
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "microseconds_per_task": rows}, indent=2) + "\n")
+    options = arguments(__doc__ or "", tasks=20_000, run_tasks=3_000, repeats=5)
+    figures = {"update_graph": update_graph_us(options.tasks, options.repeats)}
+    for shape, engine, microseconds in end_to_end_us(options.run_tasks, options.repeats):
+        figures.setdefault(f"{shape}, {engine}", []).append(microseconds)
+    rows = [(name, *summary(values)) for name, values in figures.items()]
+    report("the placement plugin, us a task", ("what", "median", "least", "greatest"), rows, options)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A product on this machine's cores, against what else one would use: `python benchmarks/product.py [--n 4096]`.
+"""A product on this machine's cores, against what else one would use: `python -m benchmarks.product [--n 4096]`.
 
-NumPy with all BLAS threads is the limit here: 2 n^3 operations at the cores' rate. Ours pays 0.5 ms a task and the bytes
-of one operand for each worker (about 1 GB/s between processes). dask.array runs on the same two workers with the best of
-three chunk sizes. PyTorch takes part where it is installed. Operands exist before the clock starts; the result stays
-where it is made.
+NumPy with all BLAS threads is the limit here: 2 n^3 operations at the cores' rate. Ours pays 0.5 ms a task and the
+bytes of one operand for each worker (about 1 GB/s between processes). dask.array runs on the same two workers with the
+best of three chunk sizes. PyTorch takes part where it is installed. Operands exist before the clock starts; the result
+stays where it is made.
 """
 
 from __future__ import annotations
