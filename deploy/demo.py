@@ -53,6 +53,7 @@ def run_demo(cluster: Mapping[str, Any], n: int | None = None, steps: int = 300,
 
 
 def check(console: Console, what: str, holds: bool) -> bool:
+    """Print whether it holds, and say so."""
     console.print(f"  {'[green]ok[/]' if holds else '[red]WRONG[/]'}  {what}")
     return holds
 
@@ -167,6 +168,7 @@ def _tiles(client: Client, kept: tg.Tensor) -> dict[str, int]:
 
 
 def product_table(runs: list[ProductRun], n: int) -> Table:
+    """What each run of an n x n product took, against NumPy's."""
     table = Table()
     for column in ("where", "seconds", "GFLOP/s", "of NumPy", "MB moved", "relative error"):
         table.add_column(column, justify="left" if column == "where" else "right")
@@ -226,6 +228,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def first_weights() -> list[np.ndarray]:
+    """W1, b1, W2, b2 as both trainings start."""
     rng = np.random.default_rng(1)
     return [
         rng.normal(0, 64**-0.5, (64, HIDDEN)),
@@ -237,6 +240,8 @@ def first_weights() -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Training:
+    """The loss before every step, the weights after the last one, and the seconds of all."""
+
     losses: list[float]
     weights: list[np.ndarray]
     seconds: float

@@ -48,6 +48,7 @@ def normalize(chunks: Any, shape: Shape, dtype: DType) -> Chunks:
 
 
 def numblocks(chunks: Chunks) -> tuple[int, ...]:
+    """How many blocks there are along each axis."""
     return tuple(len(c) for c in chunks)
 
 

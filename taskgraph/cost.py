@@ -57,6 +57,7 @@ class Problem:
 
 
 def problem_of(node: Expr) -> Problem:
+    """A product's sizes and blocks, whatever its transpose flags."""
     a, b = node.inputs
     ta, tb = node.params["ta"], node.params["tb"]
     am, ak = (a.chunks[-1], a.chunks[-2]) if ta else (a.chunks[-2], a.chunks[-1])
@@ -116,6 +117,8 @@ class Slots:
 
 @dataclass(frozen=True)
 class Choice:
+    """A cut (blocks along m and n, panels along k), the tiles of every slot, and what they are predicted to cost."""
+
     seconds: float
     bytes_moved: float
     m: tuple[int, ...]

@@ -162,6 +162,7 @@ def group(plan: Plan) -> list[Group]:
 
 
 def is_number(node: Expr) -> bool:
+    """Whether it is one number known now, which every task that needs it repeats."""
     return node.op.kind == "source" and node.shape == () and node.op.name == "full"
 
 

@@ -1,0 +1,700 @@
+"""Bad input gets a clear error where it is made: the right type, in words that name the operation, the shapes and the
+user's own names; and nothing is left half done."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from process_cluster import ProcessCluster, until
+
+import taskgraph as tg
+from taskgraph import execute
+
+X = tg.placeholder("float32", (2, 3), name="X")
+W = tg.placeholder("float32", (4, 5), name="W")
+V = tg.asarray([1.0, 2.0, 3.0])
+INTS = tg.asarray([1, 2, 3])
+BOOLS = tg.asarray([True, False, True])
+COMPLEX = tg.asarray([1j, 2j])
+ONE_CPU = tg.Machine(devices=[tg.Device("cpu", 2**30, 10.0)])
+ONE_GPU = tg.Machine(devices=[tg.Device("gpu", 2**30, 10.0)])
+BOTH = tg.Machine(devices=[*ONE_CPU.devices, *ONE_GPU.devices])
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A mistake, and the error that it must get: the type and what the message contains."""
+
+    what: str
+    make: Callable[[], Any]
+    error: type[Exception]
+    says: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.what.replace(" ", "-")
+
+
+def bad(what: str, make: Callable[[], Any], error: type[Exception], *says: str) -> Bad:
+    return Bad(what, make, error, says)
+
+
+NAMED = ("'X'", "(2, 3)", "'W'", "(4, 5)")
+
+
+def both(name: str, make: Callable[[], Any]) -> Bad:
+    """An operation on X and W, whose shapes do not fit."""
+    return bad(f"{name} of X and W", make, ValueError, name, *NAMED)
+
+
+SHAPES = [
+    *[
+        both(n, lambda n=n: getattr(tg, n)(X, W))
+        for n in (
+            "add",
+            "subtract",
+            "multiply",
+            "divide",
+            "pow",
+            "maximum",
+            "minimum",
+            "remainder",
+            "floor_divide",
+            "atan2",
+            "hypot",
+            "logaddexp",
+            "copysign",
+            "nextafter",
+            "equal",
+            "less",
+            "greater_equal",
+            "logical_and",
+        )
+    ],
+    both("add", lambda: X + W),
+    both("subtract", lambda: X - W),
+    both("less", lambda: X < W),
+    both("matmul", lambda: X @ W),
+    both("where", lambda: tg.where(X > 0, X, W)),
+    both("maximum", lambda: tg.clip(X, W)),
+    both("matmul", lambda: tg.matmul(X, W)),
+    both("matmul", lambda: tg.mm(X, W)),
+    both("tensordot", lambda: tg.tensordot(X, W)),
+    both("tensordot", lambda: tg.tensordot(X, W, axes=1)),
+    both("tensordot", lambda: tg.tensordot(X, W, axes=3)),
+    both("tensordot", lambda: tg.tensordot(X, W, axes=-1)),
+    both("tensordot", lambda: tg.tensordot(X, W, axes=((0,), (1,)))),
+    both("vecdot", lambda: tg.vecdot(X, W)),
+    both("outer", lambda: tg.outer(X, W)),
+    both("einsum", lambda: tg.einsum("ij,jk->ik", X, W)),
+    both("concat", lambda: tg.concat([X, W])),
+    both("stack", lambda: tg.stack([X, W])),
+    both("broadcast_arrays", lambda: tg.broadcast_arrays(X, W)),
+    bad("matmul, inner sizes", lambda: X @ W, ValueError, "3 != 4"),
+    bad("matmul of a vector", lambda: V @ W, ValueError, "matmul", "'W'", "3 != 4"),
+    bad(
+        "matmul, leading axes",
+        lambda: tg.zeros((2, 3, 4)) @ tg.zeros((3, 4, 5)),
+        ValueError,
+        "matmul",
+        "leading",
+        "(2, 3, 4)",
+        "(3, 4, 5)",
+    ),
+    bad("matmul of a number", lambda: X @ tg.asarray(2.0), ValueError, "matmul", "'X'", "one dimension"),
+    bad("mm of a vector", lambda: tg.mm(V, X), ValueError, "mm", "(3,)", "'X' is (2, 3) float32", "matmul"),
+    bad(
+        "tensordot, equal sizes otherwise",
+        lambda: tg.tensordot(X, tg.reshape(X, (3, 2)), axes=2),
+        ValueError,
+        "tensordot",
+        "'X'",
+        "(3, 2)",
+    ),
+    bad(
+        "tensordot, no such axis",
+        lambda: tg.tensordot(X, W, axes=((0,), (7,))),
+        ValueError,
+        "tensordot",
+        "axis 7",
+        "'W'",
+    ),
+    bad(
+        "tensordot, an axis twice", lambda: tg.tensordot(X, X, axes=((0, 0), (0, 0))), ValueError, "tensordot", "twice"
+    ),
+    bad("tensordot, three axes", lambda: tg.tensordot(X, W, axes=(0, 1, 2)), ValueError, "tensordot", "pair"),
+    bad("vecdot, leading axes", lambda: tg.vecdot(X, tg.zeros((4, 3))), ValueError, "(2, 3)", "(4, 3)"),
+    bad("vecdot, axis", lambda: tg.vecdot(X, X, axis=0), ValueError, "vecdot", "axis"),
+    bad("einsum, letters", lambda: tg.einsum("ij,jk->iz", X, X.T), ValueError, "einsum", "ij,jk->iz", "'X'"),
+    bad("einsum, operands", lambda: tg.einsum("ij,jk->ik", X), ValueError, "einsum", "'X'"),
+    bad("einsum, dimensions", lambda: tg.einsum("ijk->i", X), ValueError, "einsum", "ijk->i", "(2, 3)"),
+    bad("einsum, diagonal", lambda: tg.einsum("ii->i", X), ValueError, "einsum", "(2, 3)"),
+    bad("einsum of nothing", lambda: tg.einsum("ij"), ValueError, "einsum", "array"),
+    *[
+        bad(f"{n}, axis", lambda n=n: getattr(tg, n)(X, axis=5), ValueError, "axis 5", "2 dimensions")
+        for n in (
+            "sum",
+            "prod",
+            "mean",
+            "max",
+            "min",
+            "all",
+            "any",
+            "argmax",
+            "argmin",
+            "std",
+            "var",
+            "logsumexp",
+            "count_nonzero",
+            "cumulative_sum",
+            "flip",
+            "squeeze",
+            "unstack",
+        )
+    ],
+    *[
+        bad(f"{n}, axis twice", lambda n=n: getattr(tg, n)(X, axis=(1, -1)), ValueError, n, "twice")
+        for n in ("sum", "prod", "mean", "max", "min", "all", "any", "var")
+    ],
+    bad("sum, axis of another type", lambda: tg.sum(X, axis=1.5), TypeError),
+    bad("argmax, two axes", lambda: tg.argmax(X, axis=(0, 1)), TypeError, "argmax", "(0, 1)"),
+    *[
+        bad(f"{n} of nothing", lambda n=n: getattr(tg, n)(tg.zeros((0, 3))), ValueError, n, "(0, 3)")
+        for n in ("max", "min", "argmax", "argmin")
+    ],
+    bad("cumulative_sum without an axis", lambda: tg.cumulative_sum(X), ValueError, "cumulative_sum", "axis", "2 dim"),
+    *[
+        bad(
+            f"reshape to {s}",
+            lambda s=s: tg.reshape(X, s),
+            ValueError,
+            "reshape",
+            "'X'",
+            "(2, 3)",
+            re.sub(r"\s", "", str(s))[:2],
+        )
+        for s in ((4, 2), (-1, -1), (4, -1), (-6,))
+    ],
+    bad("reshape to a fraction", lambda: tg.reshape(X, (2.0, 3.0)), TypeError, "float"),
+    bad("expand_dims", lambda: tg.expand_dims(X, axis=5), ValueError, "expand_dims", "axis 5"),
+    bad("squeeze", lambda: tg.squeeze(X, 0), ValueError, "squeeze", "axis 0", "'X'", "length 2"),
+    bad("permute_dims, an axis twice", lambda: tg.permute_dims(X, (0, 0)), ValueError, "permute_dims", "(0, 0)", "'X'"),
+    bad("permute_dims, too few", lambda: tg.permute_dims(X, (0,)), ValueError, "permute_dims", "'X'"),
+    bad("moveaxis", lambda: tg.moveaxis(X, (0, 1), 0), ValueError, "moveaxis", "2 axes to 1"),
+    bad("mT of a vector", lambda: V.mT, ValueError, "matrix_transpose", "(3,)"),
+    bad("T of a vector", lambda: V.T, ValueError, "T:", "(3,)", "permute_dims"),
+    bad("T of a stack", lambda: tg.zeros((2, 3, 4)).T, ValueError, "(2, 3, 4)", "mT"),
+    bad("broadcast_to", lambda: tg.broadcast_to(X, (4, 3)), ValueError, "broadcast_to", "'X'", "(2, 3)", "(4, 3)"),
+    bad("broadcast_to fewer axes", lambda: tg.broadcast_to(X, (3,)), ValueError, "broadcast_to", "'X'", "(3,)"),
+    bad(
+        "broadcast_to negative",
+        lambda: tg.broadcast_to(tg.ones((1, 3)), (-1, 3)),
+        ValueError,
+        "broadcast_to",
+        "(-1, 3)",
+    ),
+    bad("concat, axis", lambda: tg.concat([X, X], axis=2), ValueError, "concat", "axis 2"),
+    bad("concat of nothing", lambda: tg.concat([]), ValueError, "concat"),
+    bad("stack of nothing", lambda: tg.stack([]), ValueError, "stack"),
+    bad("stack, axis", lambda: tg.stack([X, X], axis=4), ValueError, "stack", "axis 4"),
+    bad("roll, shifts", lambda: tg.roll(X, (1, 2), axis=0), ValueError, "roll", "2 shifts for 1"),
+    bad("roll, axis", lambda: tg.roll(X, 1, axis=7), ValueError, "roll", "axis 7"),
+    bad("roll flattened by two", lambda: tg.roll(X, (1, 2)), ValueError, "roll", "shifts"),
+    bad("tile", lambda: tg.tile(X, (-1,)), ValueError, "tile", "-1"),
+    bad("tril of a vector", lambda: tg.tril(V), ValueError, "tril", "(3,)"),
+    bad("triu of a vector", lambda: tg.triu(V), ValueError, "triu", "(3,)"),
+    bad("meshgrid of a matrix", lambda: tg.meshgrid(X, V), ValueError, "meshgrid", "(2, 3)"),
+    bad("meshgrid, indexing", lambda: tg.meshgrid(V, V, indexing="yx"), ValueError, "meshgrid", "'yx'"),
+    bad("rechunk, dimensions", lambda: X.rechunk((5, 5, 5)), ValueError, "(5, 5, 5)", "(2, 3)"),
+    bad("rechunk, sizes", lambda: X.rechunk(((1, 2), (3,))), ValueError, "((1, 2), (3,))", "(2, 3)"),
+    bad("zeros of a negative size", lambda: tg.zeros((2, -1)), ValueError, "(2, -1)"),
+    bad("zeros of a fraction", lambda: tg.zeros((2.5,)), TypeError, "float"),
+    bad("eye of a fraction", lambda: tg.eye(2.5), TypeError, "float"),
+    bad("randn of a negative size", lambda: tg.randn(2, -1), ValueError, "(2, -1)"),
+    bad("randn of a fraction", lambda: tg.randn(2.5), TypeError),
+    bad("linspace", lambda: tg.linspace(0, 1, -1), ValueError, "linspace", "-1"),
+    bad("arange", lambda: tg.arange(0, 1, 0), ValueError, "arange", "step"),
+    bad("a ragged list", lambda: tg.asarray([[1], [1, 2]]), ValueError, "inhomogeneous"),
+    bad("placeholder of unknown size", lambda: tg.placeholder("float32", (None, 2)), ValueError, "placeholder", "None"),
+    bad("placeholder of negative size", lambda: tg.placeholder("float32", (-1, 2)), ValueError, "placeholder", "-1"),
+]
+
+NOT_NUMERIC: list[Any] = [["a"], [object()], np.array(["2020"], "M8[D]"), np.zeros(2, [("a", int)]), [None], [b"x"]]
+
+DTYPES = [
+    *[
+        bad(f"asarray of {np.asarray(x).dtype}", lambda x=x: tg.asarray(x), TypeError, "asarray", "numeric")
+        for x in NOT_NUMERIC
+    ],
+    *[
+        bad(f"Variable of {np.asarray(x).dtype}", lambda x=x: tg.Variable(x), TypeError, "numeric")
+        for x in NOT_NUMERIC[:2]
+    ],
+    *[
+        bad(f"{name} of {d}", lambda f=f, d=d: f(d), TypeError, "numeric", str(np.dtype(d)))
+        for d in ("O", "U3", "M8[s]", "m8[s]")
+        for name, f in {
+            "asarray": lambda d: tg.asarray([1], dtype=d),
+            "astype": lambda d: tg.astype(X, d),
+            "zeros": lambda d: tg.zeros(3, dtype=d),
+            "placeholder": lambda d: tg.placeholder(d, (2,)),
+            "eye": lambda d: tg.eye(3, dtype=d),
+        }.items()
+    ],
+    bad(
+        "from_dask of objects",
+        lambda: tg.from_dask(da.from_array(np.array(["a"]), chunks=1)),
+        TypeError,
+        "from_dask",
+        "<U1",
+    ),
+    bad("from_dask of a list", lambda: tg.from_dask([1]), TypeError, "from_dask", "list"),
+    bad("sin of a string", lambda: tg.sin("a"), TypeError, "numeric"),
+    *[bad(f"X + {x!r}", lambda x=x: X + x, TypeError, "+") for x in ("a", None, {})],
+    bad("complex to real", lambda: tg.astype(COMPLEX, "float64"), TypeError, "astype", "complex", "real(x)"),
+    bad("complex asarray real", lambda: tg.asarray(COMPLEX, dtype=float), TypeError, "complex", "real(x)"),
+    bad("full of an array", lambda: tg.full((2,), [1, 2]), TypeError, "full", "number"),
+    bad("full of a string", lambda: tg.full(3, "a"), TypeError, "full", "numeric"),
+    bad("bitwise_and of floats", lambda: V & V, TypeError, "bitwise_and", "float64"),
+    bad("invert of floats", lambda: ~V, TypeError, "bitwise_invert", "float64"),
+    bad(
+        "shift by unsigned",
+        lambda: tg.asarray([1], dtype="uint64") << INTS[0],
+        TypeError,
+        "bitwise_left_shift",
+        "uint64",
+    ),
+    bad("negative of booleans", lambda: -BOOLS, TypeError, "negative", "bool"),
+    bad("difference of booleans", lambda: BOOLS - BOOLS, TypeError, "subtract", "bool"),
+    bad("floor of complex", lambda: tg.floor(COMPLEX), TypeError, "floor", "complex128"),
+    bad("a number too big", lambda: tg.asarray([1], dtype="int8") + 300, OverflowError, "300", "int8"),
+    bad("too few arguments", lambda: tg.add(X), TypeError, "add", "2"),
+    bad("random integers", lambda: tg.random.default_rng(0).random(3, dtype=int), TypeError, "random", "int64"),
+    bad("integers of floats", lambda: tg.random.default_rng(0).integers(3, size=3, dtype=float), TypeError, "float64"),
+    bad(
+        "integers beyond dtype", lambda: tg.random.default_rng(0).integers(0, 300, 3, dtype="int8"), ValueError, "int8"
+    ),
+    bad("integers of no range", lambda: tg.random.default_rng(0).integers(5, 5, 3), ValueError, "integers", "5"),
+    bad("normal", lambda: tg.random.default_rng(0).normal(0, -1, 3), ValueError, "normal", "-1"),
+    bad("exponential", lambda: tg.random.default_rng(0).exponential(-1.0, 3), ValueError, "exponential", "-1"),
+    bad("seed", lambda: tg.random.default_rng(-1), ValueError),
+]
+
+KNOWN = ('"cpu"', '"gpu"', '"gpu:1"', '"cuda"', '"/cpu:0"', '"/device:GPU:0"')
+
+
+def _in_block(name: Any) -> None:
+    with tg.device(name):
+        pass
+
+
+DEVICES = [
+    *[
+        bad(f"device {d!r}", lambda d=d: _in_block(d), ValueError, repr(d), *KNOWN)
+        for d in ("tpu", "gpu:x", "gpu:-1", "gpu 1", "", "/job:w/gpu:0", "cpugpu", 3)
+    ],
+    bad("to", lambda: X.to("tpu"), ValueError, "'tpu'", *KNOWN),
+    bad("cuda", lambda: X.cuda(-1), ValueError, "'gpu:-1'", *KNOWN),
+    *[
+        bad(f"{n} on a device", lambda f=f: f("xpu"), ValueError, "'xpu'", *KNOWN)
+        for n, f in {
+            "zeros": lambda d: tg.zeros(3, device=d),
+            "asarray": lambda d: tg.asarray([1.0], device=d),
+            "asarray of a tensor": lambda d: tg.asarray(V, device=d),
+            "randn": lambda d: tg.randn(3, device=d),
+        }.items()
+    ],
+    bad("no GPU here", lambda: V.cuda().compute(), ValueError, "'gpu'", "none", "LocalCluster", "emulated_gpus"),
+    bad("no GPU to plan for", lambda: tg.plan(X.cuda(), ONE_CPU), ValueError, "'gpu'", "none"),
+    bad("too few GPUs", lambda: tg.plan(X.cuda(3), BOTH), ValueError, "'gpu:3'", "only 1"),
+    bad("no CPU worker", lambda: tg.plan(X.cpu(), ONE_GPU), ValueError, "'cpu'", "no CPU worker"),
+    bad("a machine of nothing", lambda: tg.Machine(devices=[]), ValueError, "Machine", "device"),
+    bad("a kind of device", lambda: tg.Device("tpu", 2**30, 1.0), ValueError, "'tpu'", "cpu", "gpu"),
+    bad("a device without memory", lambda: tg.Device("cpu", 0, 1.0), ValueError, "memory_bytes"),
+    bad("a device that does nothing", lambda: tg.Device("cpu", 2**30, 0.0), ValueError, "gflops"),
+]
+
+INDICES = [
+    bad("out of bounds", lambda: X[2], IndexError, "index 2", "axis 0", "'X'", "(2, 3)"),
+    bad("below bounds", lambda: X[0, -4], IndexError, "index -4", "axis 1", "'X'"),
+    bad("too many", lambda: X[0, 0, 0], IndexError, "3 indices", "'X'", "2 dimensions"),
+    bad("two ellipses", lambda: X[..., ...], IndexError, "Ellipsis"),
+    *[
+        bad(f"by {type(i).__name__}", lambda i=i: X[i], TypeError, type(i).__name__, "tg.where")
+        for i in (1.5, True, [0, 1], np.array([0, 1]), np.array([True, False]), "a", X > 0)
+    ],
+    bad("slice by words", lambda: X["a":], TypeError, "slice"),
+    bad("slice by no step", lambda: X[::0], ValueError, "step"),
+    bad("assignment", lambda: X.__setitem__(0, 1), AttributeError),
+    bad("len of a number", lambda: len(tg.asarray(1.0)), TypeError, "0-d"),
+    bad("iteration over a number", lambda: iter(tg.asarray(1.0)), TypeError, "0-d"),
+    *[
+        bad(f"{f.__name__} of three", lambda f=f: f(V), ValueError, "(3,)", "one element")
+        for f in (bool, float, int, complex)
+    ],
+    bad("item of three", lambda: V.item(), ValueError, "item", "(3,)"),
+]
+
+
+def _leaf() -> tg.Tensor:
+    return tg.tensor([1.0, 2.0], requires_grad=True)
+
+
+GRADIENTS = [
+    bad("requires_grad of integers", lambda: tg.asarray([1], requires_grad=True), TypeError, "floating", "int64"),
+    bad("requires_grad of booleans", lambda: setattr(V > 0, "requires_grad", True), TypeError, "floating", "bool"),
+    bad("backward of two", lambda: (_leaf() * 2).backward(), RuntimeError, "(2,)", "tg.ones((2,))"),
+    bad("backward without a leaf", lambda: tg.sum(V).backward(), RuntimeError, "requires_grad=True"),
+    bad("backward from detached", lambda: tg.sum(_leaf().detach()).backward(), RuntimeError, "requires"),
+    bad("backward of integers", lambda: tg.argmax(_leaf()).backward(), RuntimeError, "requires"),
+    bad("backward through what is kept", lambda: tg.sum((_leaf() * 2).persist()).backward(), RuntimeError, "requires"),
+    bad("backward, cotangent", lambda: (_leaf() * 2).backward(tg.ones(3)), ValueError, "(2,)", "(3,)"),
+    bad("gradients of integers", lambda: tg.gradients(INTS * 2, V), TypeError, "ys[0]", "multiply", "int64"),
+    bad("gradients by integers", lambda: tg.gradients(tg.sum(V), [V, INTS]), TypeError, "xs[1]", "int64"),
+    bad("gradients of booleans", lambda: tg.gradients(V > 1, V), TypeError, "ys[0]", "bool"),
+    bad("gradients of complex", lambda: tg.gradients(COMPLEX * 2, COMPLEX), NotImplementedError, "ys[0]", "complex128"),
+    bad("gradients by complex", lambda: tg.gradients(V, COMPLEX), NotImplementedError, "xs[0]", "complex128"),
+    bad("gradients through complex", lambda: tg.gradients(tg.real(V * 1j), V), NotImplementedError, "real"),
+    bad("gradients, cotangents", lambda: tg.gradients([V], V, [V, V]), ValueError, "2 cotangents for 1"),
+    bad(
+        "gradients, a cotangent", lambda: tg.gradients([V, V], V, [V, tg.ones(4)]), ValueError, "ys[1]", "(3,)", "(4,)"
+    ),
+]
+
+
+def _variable() -> tg.Variable:
+    return tg.Variable([1.0, 2.0], name="w")
+
+
+def _assign_twice() -> Any:
+    w = _variable()
+    return tg.Session().run([w.assign(w + 1), w.assign(w + 2)])
+
+
+FEEDS = [
+    bad("not fed", lambda: tg.Session().run(X + 1), ValueError, "'X'", "float32", "(2, 3)", "feed_dict"),
+    bad("not fed to compute", lambda: (X + 1).compute(), ValueError, "'X'", "not fed"),
+    bad("not fed to dask", lambda: dask.compute(X + 1), ValueError, "'X'", "not fed"),
+    bad("not fed to persist", lambda: (X + 1).persist(), ValueError, "'X'", "not fed"),
+    bad("one of two not fed", lambda: tg.Session().run([X, W], {X: np.ones((2, 3))}), ValueError, "'W'", "not fed"),
+    bad("fed a shape", lambda: tg.Session().run(X, {X: [1.0]}), ValueError, "'X'", "(2, 3)", "(1,)"),
+    bad("fed what would broadcast", lambda: tg.Session().run(X, {X: 1.0}), ValueError, "'X'", "(2, 3)", "()"),
+    bad(
+        "fed complex",
+        lambda: tg.Session().run(X, {X: np.ones((2, 3)) * 1j}),
+        ValueError,
+        "'X'",
+        "float32",
+        "complex128",
+    ),
+    bad("fed words", lambda: tg.Session().run(X, {X: np.full((2, 3), "a")}), ValueError, "'X'", "float32", "<U1"),
+    bad("fed a tensor", lambda: tg.Session().run(X, {X: tg.ones((3, 2))}), ValueError, "'X'", "(2, 3)", "(3, 2)"),
+    bad("fed to a name", lambda: tg.Session().run(X, {"X": 1.0}), TypeError, "feed_dict", "'X'"),
+    bad("fed though not used", lambda: tg.Session().run(V, {X: [1.0]}), ValueError, "'X'"),
+    bad(
+        "fed an unfed one",
+        lambda: tg.Session().run(X, {X: tg.reshape(W, (20,))[:6].reshape(2, 3)}),
+        ValueError,
+        "'W'",
+        "not fed",
+    ),
+    bad(
+        "fractions to integers",
+        lambda: tg.Session().run(X, {tg.placeholder("int32", (1,), "n"): [1.5]}),
+        ValueError,
+        "'n'",
+        "int32",
+    ),
+    bad("fetch a number", lambda: tg.Session().run(3), TypeError, "int"),
+    bad("fetch a word", lambda: tg.Session().run([V, "a"]), TypeError, "str"),
+    bad("assign a shape", lambda: _variable().assign([1.0]), ValueError, "assign", "'w'", "(2,)", "(1,)"),
+    bad("assign what would broadcast", lambda: _variable().assign(1.0), ValueError, "'w'", "(2,)", "()"),
+    bad("assign a dtype", lambda: _variable().assign(INTS[:2]), ValueError, "'w'", "float64", "int64"),
+    bad("assign complex", lambda: _variable().assign([1j, 2.0]), ValueError, "'w'", "float64", "complex128"),
+    bad(
+        "assign fractions",
+        lambda: tg.Variable([1, 2], name="n").assign([1.5, 2.5]),
+        ValueError,
+        "'n'",
+        "int64",
+        "float64",
+    ),
+    bad("assign words", lambda: _variable().assign("a"), TypeError, "numeric"),
+    bad("assign twice", _assign_twice, ValueError, "'w'", "twice"),
+]
+
+
+def check(case: Bad) -> None:
+    with pytest.raises(case.error) as caught:
+        case.make()
+    message = str(caught.value)
+    for words in case.says:
+        assert words in message, f"{words!r} is not in {message!r}"
+
+
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_shapes_and_axes(case: Bad) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", DTYPES, ids=str)
+def test_dtypes(case: Bad) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", DEVICES, ids=str)
+def test_devices(case: Bad) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", INDICES, ids=str)
+def test_indices(case: Bad) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", GRADIENTS, ids=str)
+def test_gradients(case: Bad) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", FEEDS, ids=str)
+def test_feeds_and_variables(case: Bad) -> None:
+    check(case)
+
+
+def test_the_check_itself_can_fail() -> None:
+    with pytest.raises(AssertionError, match="is not in"):
+        check(bad("", lambda: X @ W, ValueError, "'Y'"))
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        check(bad("", lambda: X @ X.T, ValueError))
+
+
+# -- zeros where nothing depends ---------------------------------------------------------------------------------------
+
+Y = tg.asarray(np.ones((2, 3), "float32"), chunks=2)
+INDEPENDENT: dict[str, tg.Tensor] = {
+    "another array": tg.sum(V * V),
+    "floor": tg.sum(tg.floor(Y)),
+    "comparison": tg.sum(tg.astype(Y > 0, float)),
+    "integers": tg.sum(tg.astype(tg.astype(Y, int), float)),
+    "stop_gradient": tg.sum(tg.stop_gradient(Y) * 2),
+    "argmax": tg.astype(tg.argmax(Y), float),
+    "an equal array": tg.sum(tg.asarray(np.ones((2, 3), "float32"))),
+}
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_gradient_of_what_does_not_depend_is_zeros(name: str) -> None:
+    g = tg.gradients(INDEPENDENT[name], Y)
+    assert (g.shape, g.dtype) == (Y.shape, Y.dtype)
+    np.testing.assert_array_equal(g.compute(scheduler="synchronous"), np.zeros((2, 3), "float32"))
+
+
+# -- nothing half done -------------------------------------------------------------------------------------------------
+
+
+class Boom(Exception):
+    """An error of the user's own, with arguments of its own."""
+
+    def __init__(self, block: int, why: str) -> None:
+        super().__init__(block, why)
+        self.block, self.why = block, why
+
+
+def _explode(x: np.ndarray) -> np.ndarray:
+    raise Boom(7, "as asked")
+
+
+def exploding() -> tg.Tensor:
+    return tg.from_dask(da.ones(4, chunks=2).map_blocks(_explode, dtype=float, meta=np.empty(0)))
+
+
+def test_a_failed_run_changes_no_variable() -> None:
+    w, v = tg.Variable([1.0, 2.0], name="w"), tg.Variable(np.zeros(4), name="v")
+    with tg.Session() as session:
+        with pytest.raises(Boom):
+            session.run([w.assign(w + 1), v.assign(v + exploding()), w * 2])
+        with pytest.raises(ValueError, match="'X'"):
+            session.run([w.assign(w + 1), X])
+        with pytest.raises(ValueError, match="gpu"):
+            session.run([w.assign(w + 1), v.cuda()])
+        with pytest.raises(ValueError, match="twice"):
+            session.run([v.assign(v + 1), w.assign(w + 1), w.assign(w + 2)])
+        np.testing.assert_array_equal(session.run(w), [1, 2])
+        np.testing.assert_array_equal(session.run(v), np.zeros(4))
+        session.run([w.assign(w + 1)])
+        np.testing.assert_array_equal(session.run(w), [2, 3])
+
+
+def test_a_failed_backward_changes_no_gradient() -> None:
+    x = tg.tensor([1.0, 2.0], requires_grad=True)
+    tg.sum(x * x).backward()
+    before = x.grad
+    with pytest.raises(RuntimeError):
+        (x * x).backward()
+    with pytest.raises(ValueError, match="cotangent"):
+        (x * x).backward(tg.ones(5))
+    assert x.grad is before
+
+
+def test_a_failed_pin_leaves_no_pin_behind() -> None:
+    with pytest.raises(ValueError, match="shapes"), tg.device("gpu"):
+        X + W
+    with tg.device("gpu"), pytest.raises(ValueError, match="unknown"), tg.device("tpu"):
+        pass
+    assert tg.ones(3).device == "auto"
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
+def test_an_error_of_a_task_arrives_as_it_was(scheduler: str) -> None:
+    with pytest.raises(Boom, match="as asked") as caught:
+        tg.sum(exploding() + 1).compute(scheduler=scheduler)
+    assert caught.value.block == 7
+
+
+@pytest.mark.logs_errors
+def test_an_error_of_a_task_in_a_cluster_arrives_as_it_was() -> None:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        session, w = tg.Session(client), tg.Variable(np.zeros(4), name="w")
+        with pytest.raises(Boom, match="as asked") as caught:
+            session.run([w.assign(w + exploding()), w + 1])
+        assert caught.value.block == 7
+        np.testing.assert_array_equal(session.run(w), np.zeros(4))
+        del caught
+        until(
+            lambda: (gc.collect() and False) or not client.futures,
+            "the client holds no results of the failed run",
+            timeout=5,
+        )
+
+
+# -- where it cannot run at all ----------------------------------------------------------------------------------------
+
+
+def test_array_expr_is_refused_at_import() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import taskgraph"],
+        env={**os.environ, "DASK_ARRAY__QUERY_PLANNING": "True"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert found.returncode != 0
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: dask-taskgraph")
+    assert "array.query-planning" in last
+    assert "DASK_ARRAY__QUERY_PLANNING=False" in last
+
+
+class Told:
+    """A client that tells versions, and nothing else."""
+
+    def __init__(self, scheduler: str | None, *workers: str | None) -> None:
+        self.scheduler_has, self.workers_have = scheduler, workers
+
+    def get_versions(self, check: bool, packages: list[str]) -> dict[str, Any]:
+        assert packages == ["dask-taskgraph"]
+
+        def say(version: str | None) -> dict[str, Any]:
+            return {"packages": {"python": "3", "dask-taskgraph": version}}
+
+        return {
+            "scheduler": say(self.scheduler_has),
+            "workers": {f"tcp://10.0.0.{n}": say(v) for n, v in enumerate(self.workers_have)},
+            "client": say(tg.__version__),
+        }
+
+
+OURS = tg.__version__
+INSTALL = f"pip install dask-taskgraph=={OURS}"
+
+
+@pytest.mark.parametrize(
+    ("client", "says"),
+    [
+        (Told(None), ("the scheduler lacks", INSTALL, "there")),
+        (Told("0.0.1"), ("the scheduler has dask-taskgraph 0.0.1", f"the client has {OURS}", INSTALL)),
+        (Told(OURS, OURS, None), ("worker tcp://10.0.0.1 lacks", INSTALL)),
+        (Told(OURS, OURS, "9.9"), ("worker tcp://10.0.0.1 has dask-taskgraph 9.9", INSTALL)),
+    ],
+    ids=["scheduler-lacks", "scheduler-other", "worker-lacks", "worker-other"],
+)
+def test_versions_must_be_equal(client: Told, says: tuple[str, ...]) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        execute._check_versions(client)
+    message = str(caught.value)
+    assert "\n" not in message
+    for words in says:
+        assert words in message
+
+
+def test_equal_versions_pass() -> None:
+    execute._check_versions(Told(OURS, OURS, OURS))
+
+
+#: A process that starts with this directory on its path has another version of our package, or none.
+HIDING = """
+import importlib.metadata, sys
+
+HAVE = {version!r}
+_version = importlib.metadata.version
+
+def version(name):
+    if name != "dask-taskgraph":
+        return _version(name)
+    if HAVE is None:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return HAVE
+
+importlib.metadata.version = version
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("taskgraph", "autodiff", "workers", "scheduler_plugins", "deploy"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+if HAVE is None:
+    sys.meta_path.insert(0, Hidden())
+"""
+
+
+@pytest.mark.parametrize(("version", "has"), [(None, "lacks dask-taskgraph"), ("0.0.1", "has dask-taskgraph 0.0.1")])
+def test_a_scheduler_that_lacks_the_package(
+    version: str | None, has: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HIDING.format(version=version))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    with ProcessCluster(tmp_path) as cluster:
+        client = cluster.client()
+        w = tg.Variable([1.0, 2.0], name="w")
+        attempts: list[Callable[[], Any]] = [
+            lambda: tg.Session(client).run(w.assign(w + 1)),
+            lambda: (w + 1).compute(scheduler=client),
+            lambda: (w + 1).persist(),
+            lambda: dask.compute(w + 1),
+            lambda: (w + 1).explain(),
+        ]
+        with dask.config.set(scheduler=client):
+            for attempt in attempts:
+                with pytest.raises(RuntimeError) as caught:
+                    attempt()
+                assert str(caught.value) == f"the scheduler {has}, the client has {OURS}: run `{INSTALL}` there"
+        assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0
+        np.testing.assert_array_equal(w.value.compute(), [1, 2])
+        cluster.assert_quiet()
