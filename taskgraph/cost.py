@@ -117,8 +117,13 @@ class Slots:
 
 @dataclass(frozen=True)
 class Choice:
-    """A cut (blocks along m and n, panels along k), the tiles of every slot, and what they are predicted to cost."""
+    """A cut (blocks along m and n, panels along k), the tiles of every slot, and what they are predicted to cost.
 
+    bytes_over: by how much a task's operands and result exceed their share of a device's memory; what fits goes before
+    what is fast.
+    """
+
+    bytes_over: float
     seconds: float
     bytes_moved: float
     m: tuple[int, ...]
@@ -168,7 +173,7 @@ def best_grid(p: Problem, slots: Slots, machine: Machine) -> Choice:
     share = {"gpu": 1.0, "cpu": 1.0 - 1.0 / max(1, cpus)} if machine.is_cluster else {"gpu": 0.0, "cpu": 0.0}
     remote = np.asarray([share[k] for k in slots.kinds])
     options = [_evaluate(p, m, n, slots, remote, machine) for m, n in _grids(p, slots)]
-    return min(options, key=lambda c: (c.seconds, len(c.m) * len(c.n), len(c.m)))
+    return min(options, key=lambda c: (c.bytes_over, c.seconds, len(c.m) * len(c.n), len(c.m)))
 
 
 def _grids(p: Problem, slots: Slots) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -181,7 +186,11 @@ def _grids(p: Problem, slots: Slots) -> list[tuple[tuple[int, ...], tuple[int, .
             gn = tiles // gm
             if gm <= max(1, p.m) and gn <= max(1, p.n) and _near_square(p, gm, gn):
                 found.append((even(p.m, gm), even(p.n, gn)))
-    return list(dict.fromkeys(found)) or [(p.m_blocks, p.n_blocks)]
+    # where memory is scarce: tiles whose results take half of a task's room
+    room = MEMORY_SHARE * float(slots.memory.min())
+    side = min(max(1, math.ceil(math.sqrt(4 * p.itemsize * p.m * p.n / room))), max(1, p.m), max(1, p.n))
+    found.append((even(p.m, side), even(p.n, side)))
+    return list(dict.fromkeys(found))
 
 
 def _divisors(n: int) -> list[int]:
@@ -204,7 +213,7 @@ def _evaluate(
     gm, gn = len(m), len(n)
     tiles = p.batch * gm * gn
     counts = deal(tiles, slots.rates)
-    panels = _panels(p, gm, gn, float(slots.memory[counts > 0].min()))
+    panels, over = _panels(p, gm, gn, MEMORY_SHARE * float(slots.memory[counts > 0].min()))
     row, column = p.a_bytes / (p.batch * gm), p.b_bytes / (p.batch * gn)
     computing = counts * (panels * machine.task_seconds + p.flops / tiles / slots.rates)
     results = counts * (p.itemsize * p.m * p.n / (gm * gn))
@@ -216,7 +225,7 @@ def _evaluate(
         choices.append((float(times.max()), float(crossing.sum()), not by_rows))
     seconds, moved, by_columns = min(choices)
     seconds += _cutting(p, m, n, len(slots), machine) + (panels > 1) * 2 * machine.task_seconds
-    return Choice(seconds, moved, m, n, panels, tuple(counts.tolist()), not by_columns)
+    return Choice(over, seconds, moved, m, n, panels, tuple(counts.tolist()), not by_columns)
 
 
 def deal(tiles: int, rates: Floats | Sequence[float]) -> NDArray[np.int64]:
@@ -250,13 +259,14 @@ def _operand_bytes(counts: NDArray[np.int64], gm: int, gn: int, row: float, colu
     return needed
 
 
-def _panels(p: Problem, gm: int, gn: int, memory: float) -> int:
-    """Runs of k that are summed apart, so that a task's operands and result fit in a device; 1 where all of k fits."""
-    room = MEMORY_SHARE * memory
+def _panels(p: Problem, gm: int, gn: int, room: float) -> tuple[int, float]:
+    """Runs of k that are summed apart, so that a task's operands and its result (twice: the sum and what is added)
+    fit in the room, and the bytes by which they still exceed it."""
     operands = p.a_bytes / (p.batch * gm) + p.b_bytes / (p.batch * gn)
     result = 2 * p.itemsize * p.m * p.n / (gm * gn)
     most = len(p.k_blocks) if len(p.k_blocks) > 1 else max(1, p.k)
-    return min(most, max(1, math.ceil(operands / max(room - result, room / 4))))
+    panels = min(most, max(1, math.ceil(operands / max(room - result, room / 4))))
+    return panels, max(0.0, operands / panels + result - room)
 
 
 def _cutting(p: Problem, m: Sequence[int], n: Sequence[int], slots: int, machine: Machine) -> float:

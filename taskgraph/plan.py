@@ -197,10 +197,10 @@ def _check_pin(node: Expr, machine: Machine) -> None:
     pin = node.device or ""
     gpus = machine.of_kind("gpu")
     if pin.startswith("gpu") and (not gpus or (":" in pin and int(pin[4:]) >= len(gpus))):
-        have = f"only {len(gpus)}" if gpus else "none"
+        have = f"only {len(gpus)} GPU-pinned worker(s)" if gpus else "no GPU-pinned worker"
         raise ValueError(
-            f"'{node.op.name}' is pinned to {pin!r}, but this machine has {have} of the GPU-pinned workers; connect "
-            "to a cluster with more (tg.LocalCluster(gpus=...), or emulated_gpus=... to try it), or take the pin away"
+            f"'{node.op.name}' is pinned to {pin!r}, but this machine has {have}; connect to a cluster with more "
+            "(tg.LocalCluster(gpus=...), or emulated_gpus=... to try it), or take the pin away"
         )
     if pin == "cpu" and not machine.of_kind("cpu"):
         raise ValueError(f"'{node.op.name}' is pinned to 'cpu', but this machine has no CPU worker")
@@ -215,14 +215,14 @@ def choose(node: Expr, machine: Machine) -> ProductPlan:
     home = machine.of_kind(machine.home)
     if node.device is None and is_small(p, home[0], machine):
         seconds = machine.task_seconds + p.flops / home[0].rate(p.dtype)
-        alone = Choice(seconds, 0.0, p.m_blocks, p.n_blocks, 1, (1,), True)
+        alone = Choice(0.0, seconds, 0.0, p.m_blocks, p.n_blocks, 1, (1,), True)
         return _decided(p, alone, (None,), (machine.home,), False)
     options = []
     for order, (devices, handicap) in enumerate(classes(node.device, machine)):
         slots = slots_of(devices, p.dtype)
         choice = best_grid(p, slots, machine)
-        options.append((choice.seconds / handicap, order, choice, slots))
-    _, _, choice, slots = min(options, key=lambda o: o[:2])
+        options.append((choice.bytes_over, choice.seconds / handicap, order, choice, slots))
+    *_, choice, slots = min(options, key=lambda o: o[:3])
     is_pinned = ":" in (node.device or "")
     if sum(choice.counts) == 1 and set(slots.kinds) == {machine.home} and not is_pinned:
         return _decided(p, choice, (None,) * len(slots), slots.kinds, False)  # let the moment decide

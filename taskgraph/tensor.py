@@ -124,7 +124,11 @@ class Tensor:
 
     @property
     def chunks(self) -> Chunks:
-        """Block sizes along every axis, as in Dask."""
+        """Block sizes along every axis, as in Dask.
+
+        The plan may cut a product (and what is computed from it) otherwise; a persisted tensor has the blocks that it
+        was computed in.
+        """
         return self.expr.chunks
 
     @property
@@ -245,6 +249,15 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     __hash__ = object.__hash__
+
+    def __copy__(self) -> Tensor:
+        return Tensor(self.expr, self._requires_grad)
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self.__copy__()  # expressions never change
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a tensor describes a computation of this process; pickle the values of t.compute() instead")
 
     # -- where it runs -------------------------------------------------------------------------------------------
 

@@ -347,9 +347,6 @@ def test_small_memory_means_panels(parts: int) -> None:
     assert seen[-1] > 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a cut whose result alone exceeds the room is weighed like any other: 1x1 here, 2x2 fits"
-)
 @pytest.mark.parametrize("memory", [2**29, 2**28])
 def test_tasks_keep_to_their_share_of_the_memory(memory: int) -> None:
     p = square(8192, machine(cpus=[(100.0, 1)], memory=memory), 16)

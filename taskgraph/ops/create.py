@@ -262,6 +262,8 @@ def asarray(
     >>> tg.asarray([[1, 2], [3, 4]], dtype="float32")
     tg.Tensor(constant, shape=(2, 2), dtype=float32, chunks=(2, 2), device=auto)
     """
+    if copy is False and not isinstance(x, da.Array | Tensor):
+        raise ValueError("asarray: a tensor keeps values of its own, so copy=False cannot be had here")
     if isinstance(x, da.Array):
         t = from_dask(x)
     elif isinstance(x, Tensor):

@@ -119,7 +119,7 @@ def _axes_of(name: str, axes: Any, a: Tensor, b: Tensor) -> tuple[list[int], lis
     for of, t in ((of_a, a), (of_b, b)):
         for x in of:
             if not -t.ndim <= x < t.ndim:
-                raise ValueError(f"{name}: axis {x} is out of bounds for {describe(t.expr)}")
+                raise ValueError(f"{name}: axis {x} is out of bounds: {describe(t.expr)}")
     of_a, of_b = [x % a.ndim for x in of_a], [x % b.ndim for x in of_b]
     if len(set(of_a)) != len(of_a) or len(set(of_b)) != len(of_b):
         raise ValueError(f"{name}: an axis stands twice in {axes}")

@@ -81,7 +81,7 @@ def reshape(x: Any, /, shape: int | Sequence[int], *, copy: bool | None = None) 
         rest = -math.prod(wanted)
         wanted[wanted.index(-1)] = x.size // rest if rest > 0 and x.size % rest == 0 else -1
     if any(s < 0 for s in wanted) or math.prod(wanted) != x.size:
-        raise ValueError(f"reshape: {x.size} elements of {describe(x.expr)} do not fill {tuple(_as_axes(shape))}")
+        raise ValueError(f"reshape: {describe(x.expr)}; its {x.size} elements do not fill {tuple(_as_axes(shape))}")
     return x if tuple(wanted) == x.shape else apply(RESHAPE, x, shape=tuple(wanted))
 
 
@@ -104,7 +104,7 @@ def squeeze(x: Any, /, axis: int | Sequence[int] | None = None) -> Tensor:
     at = ones if axis is None else [_axis("squeeze", a, x.ndim) for a in _as_axes(axis)]
     for a in at:
         if x.shape[a] != 1:
-            raise ValueError(f"squeeze: axis {a} of {describe(x.expr)} has length {x.shape[a]}, not 1")
+            raise ValueError(f"squeeze: {describe(x.expr)}; its axis {a} has length {x.shape[a]}, not 1")
     return reshape(x, tuple(s for a, s in enumerate(x.shape) if a not in at))
 
 
@@ -126,7 +126,7 @@ def permute_dims(x: Any, /, axes: Sequence[int]) -> Tensor:
     x = as_tensor(x)
     order = tuple(_axis("permute_dims", a, x.ndim) for a in axes)
     if sorted(order) != list(range(x.ndim)):
-        raise ValueError(f"permute_dims: {tuple(axes)} is no permutation of the {x.ndim} axes of {describe(x.expr)}")
+        raise ValueError(f"permute_dims: {describe(x.expr)}; {tuple(axes)} is no permutation of its {x.ndim} axes")
     return x if order == tuple(range(x.ndim)) else apply(PERMUTE, x, axes=order)
 
 
@@ -296,7 +296,8 @@ Index = tuple[slice | int, ...]
 def _index_shape(x: Expr, index: Index) -> tuple[Shape, Chunks]:
     kept = [(s, i) for s, i in enumerate(index) if isinstance(i, slice)]
     shape = tuple(len(range(*i.indices(x.shape[a]))) for a, i in kept)
-    chunks = tuple(tuple(int(n) for n in new_blockdim(x.shape[a], x.chunks[a], i)) for a, i in kept)
+    # Dask keeps blocks of which a step leaves nothing, and then fails on them (reshape, max, argmax)
+    chunks = tuple(tuple(int(n) for n in new_blockdim(x.shape[a], x.chunks[a], i) if n) for a, i in kept)
     return shape, tuple(c or (0,) for c in chunks)
 
 
@@ -305,11 +306,18 @@ def _infer_getitem(x: Expr, index: Index) -> Result:
     return shape, x.dtype, chunks
 
 
+def _lower_getitem(xp: Any, x: Any, index: Index) -> Any:
+    taken = x[index]
+    if xp.__name__ != "dask.array" or not any(0 in c and sum(c) for c in taken.chunks):
+        return taken
+    return taken.rechunk(tuple(tuple(n for n in c if n) or (0,) for c in taken.chunks))
+
+
 GETITEM = primitive(
     "getitem",
     kind="array",
     infer=_infer_getitem,
-    lower=lambda xp, x, index: x[index],
+    lower=_lower_getitem,
     vjp=lambda ct, out, x, index: (apply(SCATTER, ct, index=index, shape=x.shape, chunks=x.chunks),),
     jvp=lambda ts, out, x, index: apply(GETITEM, ts[0], index=index),
     flops=_no_flops,
@@ -378,7 +386,7 @@ def getitem(x: Any, index: Any) -> Tensor:
         raise IndexError("an index can have only one Ellipsis")
     used = sum(1 for i in items if i is not None and i is not Ellipsis)
     if used > x.ndim:
-        raise IndexError(f"{used} indices for {describe(x.expr)}, which has {x.ndim} dimensions")
+        raise IndexError(f"too many indices, {used}: {describe(x.expr)}")
     at = next((k for k, i in enumerate(items) if i is Ellipsis), len(items))
     items[at : at + 1] = [slice(None)] * (x.ndim - used)
     basic = tuple(_basic(i, x, axis) for axis, i in enumerate(i for i in items if i is not None))
@@ -397,7 +405,7 @@ def _basic(item: Any, x: Tensor, axis: int) -> slice | int:
         return slice(start, None if step < 0 and stop < 0 else stop, step)
     if isinstance(item, int | np.integer) and not isinstance(item, bool):
         if not -size <= item < size:
-            raise IndexError(f"index {item} is out of bounds for axis {axis} of {describe(x.expr)}")
+            raise IndexError(f"index {item} is out of bounds for axis {axis}: {describe(x.expr)}")
         return int(item) % size
     raise TypeError(
         f"a tensor takes numbers, slices, None and Ellipsis as indices, not {type(item).__name__}; "
