@@ -103,7 +103,8 @@ def _of(
 
 UNARY_SMOOTH = {
     "acos": unit, "acosh": above_one, "asin": unit, "asinh": normal, "atan": normal, "atanh": unit, "cos": normal,
-    "cosh": normal, "exp": normal, "expm1": normal, "log": positive, "log10": positive, "log1p": positive, "log2": positive,
+    "cosh": normal, "exp": normal, "expm1": normal, "log": positive, "log10": positive, "log1p": positive,
+    "log2": positive,
     "negative": normal, "positive": normal, "reciprocal": positive, "sin": normal, "sinh": normal, "sqrt": positive,
     "square": normal, "tan": unit, "tanh": normal,
 }  # fmt: skip
@@ -119,7 +120,8 @@ CASES: list[Case] = [
     *_unary("conj"),
     *_unary("real", complexes, smooth=False),
     *_unary("imag", complexes, smooth=False),
-    *[c for n in ("add", "subtract", "multiply", "maximum", "minimum", "hypot", "logaddexp", "copysign") for c in _binary(n)],
+    *[c for n in ("add", "subtract", "multiply", "maximum", "minimum", "hypot", "logaddexp", "copysign")
+      for c in _binary(n)],
     *_binary("divide", (normal, positive)),
     *_binary("atan2", (positive, normal), np.arctan2),
     *_binary("pow", (positive, normal)),
@@ -174,7 +176,8 @@ CASES: list[Case] = [
     # -- products
     *_of("matmul", tg.matmul, np.matmul, (7, 5), (5, 4)), *_of("matmul", tg.matmul, np.matmul, (5,), (5, 4)),
     *_of("matmul", tg.matmul, np.matmul, (7, 5), (5,)), *_of("matmul", tg.matmul, np.matmul, (5,), (5,)),
-    *_of("matmul", tg.matmul, np.matmul, (3, 7, 5), (5, 4)), *_of("matmul", tg.matmul, np.matmul, (2, 1, 7, 5), (3, 5, 4)),
+    *_of("matmul", tg.matmul, np.matmul, (3, 7, 5), (5, 4)),
+    *_of("matmul", tg.matmul, np.matmul, (2, 1, 7, 5), (3, 5, 4)),
     *_of("matmul", lambda a, b: a.T @ b.T, lambda a, b: a.T @ b.T, (5, 7), (4, 5)),
     *_of("matmul", lambda a: a @ a.T, lambda a: a @ a.T, (4, 6)),
     *_of("matmul", tg.mm, np.matmul, (7, 5), (5, 4)),
@@ -183,7 +186,8 @@ CASES: list[Case] = [
          lambda a, b: np.tensordot(a, b, ((0, 2), (1, 0))), (3, 4, 5), (5, 3, 2)),
     *_of("sum", tg.vecdot, lambda a, b: np.sum(a * b, -1), (7, 5), (5,)),
     *_of("multiply", tg.outer, np.outer, (7,), (5,)),
-    *[Case(name, lambda *x, s=s: tg.einsum(s, *x), lambda *x, s=s: np.einsum(s, *x), (normal,) * len(shapes), tuple(shapes))
+    *[Case(name, lambda *x, s=s: tg.einsum(s, *x), lambda *x, s=s: np.einsum(s, *x), (normal,) * len(shapes),
+           tuple(shapes))
       for name, s, *shapes in (
           ("matmul", "ij,jk->ik", (7, 5), (5, 4)), ("matmul", "ij,jk,kl->il", (3, 5), (5, 4), (4, 6)),
           ("matmul", "bij,bjk->bik", (3, 4, 5), (3, 5, 2)), ("permute_dims", "ij->ji", (3, 4)), ("sum", "ij->", (3, 4)),

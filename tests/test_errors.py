@@ -316,7 +316,7 @@ DEVICES = [
             "randn": lambda d: tg.randn(3, device=d),
         }.items()
     ],
-    bad("no GPU here", lambda: V.cuda().compute(), ValueError, "'gpu'", "no GPU-pinned worker", "LocalCluster", "emulated_gpus"),
+    bad("no GPU here", lambda: V.cuda().compute(), ValueError, "'gpu'", "no GPU-pinned worker", "LocalCluster"),
     bad("no GPU to plan for", lambda: tg.plan(X.cuda(), ONE_CPU), ValueError, "'gpu'", "no GPU-pinned worker"),
     bad("too few GPUs", lambda: tg.plan(X.cuda(3), BOTH), ValueError, "'gpu:3'", "only 1"),
     bad("no CPU worker", lambda: tg.plan(X.cpu(), ONE_GPU), ValueError, "'cpu'", "no CPU worker"),
