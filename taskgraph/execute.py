@@ -55,11 +55,11 @@ def planned(exprs: Sequence[Expr], machine: Machine) -> Plan:
     return plan(list(checked), machine)
 
 
-def lowered(exprs: Sequence[Expr], machine: Machine) -> Lowered:
-    """The Dask graph of some expressions on a machine."""
+def lowered(exprs: Sequence[Expr], machine: Machine, keep: Sequence[bool] = ()) -> Lowered:
+    """The Dask graph of some expressions on a machine; see `lower.lower` for `keep`."""
     found = planned(exprs, machine)
     validate(found.roots)
-    return lower(found)
+    return lower(found, keep)
 
 
 def lowered_for_dask(expr: Expr, known: Lowered | None = None) -> Lowered:
@@ -155,14 +155,15 @@ def run(
     get: Any = get_scheduler(scheduler=scheduler) or local_get
     client: Any = getattr(get, "__self__", None)
     machine = machine_of(client if hasattr(client, "scheduler_info") else None)
-    graph = lowered(exprs, machine)
+    graph = lowered(exprs, machine, keep if machine.is_cluster else ())
     if not machine.is_cluster:
         found = get(graph.graph.to_dict(), graph.keys, **kwargs)
     else:
         futures = client.get(graph.graph, graph.keys, sync=False, **kwargs)
         found = _collected(client, futures, keep, settle)
+    steps: dict[str, Expr] = {}
     return [
-        _kept(blocks, out, e) if kept else assemble(blocks, e.ndim)
+        _kept(blocks, out, e, steps) if kept else assemble(blocks, e.ndim)
         for blocks, out, e, kept in zip(found, graph.outputs, exprs, keep, strict=True)
     ]
 
@@ -184,8 +185,14 @@ def _collected(client: Any, futures: list[Any], keep: Sequence[bool], settle: bo
     return found
 
 
-def _kept(blocks: Any, output: Output, expr: Expr) -> Expr:
-    return persisted(dict(_pairs(output.keys, blocks)), output, expr.device)
+def _kept(blocks: Any, output: Output, expr: Expr, steps: dict[str, Expr]) -> Expr:
+    """An expression of what was left in place; `steps` holds those tasks' results of which several are parts."""
+    graph = dict(_pairs(output.keys, blocks))
+    if output.part is None:
+        return persisted(graph, output, expr.device)
+    if output.name not in steps:
+        steps[output.name] = persisted(graph, Output(output.name, (), np.dtype(float)))
+    return bind(find("part"), steps[output.name], index=output.part, shape=expr.shape, dtype=expr.dtype)
 
 
 def _pairs(keys: Any, blocks: Any) -> list[tuple[Any, Any]]:

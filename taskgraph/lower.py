@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import dask
 import dask.array as da
 from dask._task_spec import DataNode, Task, TaskRef
+from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from taskgraph.chunks import numblocks, offsets, refine
@@ -37,16 +38,20 @@ Key = Any  # (name, i, j, ...): a tuple of strings and numbers, which Dask's own
 
 @dataclass(frozen=True)
 class Output:
-    """Where the blocks of a root are: their keys are (name, i, j, ...)."""
+    """Where the blocks of a root are: their keys are (name, i, j, ...).
+
+    part: the root is this item of the tuple that the one key (name,) holds.
+    """
 
     name: str
     chunks: Chunks
     dtype: DType
+    part: int | None = None
 
     @property
     def keys(self) -> list[Any]:
         """The keys as Dask nests them, one list an axis."""
-        return _nested(self.name, numblocks(self.chunks))
+        return _nested(self.name, numblocks(self.chunks) if self.part is None else ())
 
 
 @dataclass(frozen=True)
@@ -98,30 +103,37 @@ class _Layers:
         return TaskRef((self.names[node], *index))
 
 
-def lower(plan: Plan) -> Lowered:
-    """The Dask graph of a planned graph; every task carries its `TaskTag` as the annotation `TAG`."""
+def lower(plan: Plan, keep: Sequence[bool] = ()) -> Lowered:
+    """The Dask graph of a planned graph; every task carries its `TaskTag` as the annotation `TAG`.
+
+    keep: for each root, whether it stays on the workers. One that does may be left as a part of its task's result,
+    where one task makes several: to take it out would cost a task of its own.
+    """
     plan = align(plan)
     groups = group(plan)
     done = _Layers(plan)
     # Dask's peer-to-peer rechunking places its outputs itself; as plain tasks they are placed like all others.
     with dask.config.set({"array.rechunk.method": "tasks"}):
         if is_small(plan, groups):
-            _one_task(done)
+            parts = _one_task(done)
         else:
+            parts = {}
             for g in groups:
                 _lower_group(done, g)
-    outputs = tuple(Output(done.names[r], r.chunks, r.dtype) for r in plan.roots)
+    outputs = []
+    for root, kept in zip(plan.roots, keep or [False] * len(plan.roots), strict=True):
+        part = parts.get(root) if kept else None
+        outputs.append(part or Output(done.names[root], root.chunks, root.dtype))
     graph = HighLevelGraph(done.layers, done.dependencies)
-    wanted: set[Any] = {
-        k for o in outputs for k in itertools.product([o.name], *[range(n) for n in numblocks(o.chunks)])
-    }
-    return Lowered(graph.cull(wanted), outputs, plan)
+    return Lowered(graph.cull(set(flatten([o.keys for o in outputs]))), tuple(outputs), plan)
 
 
 def _lower_group(done: _Layers, g: Group) -> None:
     node = g.result
     if node.op.kind == "product":
         _lower_product(done, node, done.plan.products[node])
+    elif node.op.name == "part":
+        _lower_part(done, node)
     elif node.op.kind == "array":
         _lower_onto_dask(done, node)
     elif len(g.nodes) == 1 and node.op.name == "constant":
@@ -202,15 +214,18 @@ def _held(xp: Any, block: Any) -> Any:
     return block
 
 
-def _one_task(done: _Layers) -> None:
-    """A graph of little work as one task, and one to take each root's value out where there are several."""
+def _one_task(done: _Layers) -> dict[Expr, Output]:
+    """A graph of little work as one task and, where it has several roots, one to take each out of the task's result.
+
+    Gives, where there are several, which part of that result each is.
+    """
     nodes = topological(done.plan.roots)
     for n in nodes:
         if n.op.name == "dask":
             _lower_onto_dask(done, n)
     roots = [r for r in dict.fromkeys(done.plan.roots) if r.op.name != "dask"]
     if not roots:
-        return
+        return {}
     program, arguments = compile_nodes(roots[0].label, [n for n in nodes if n.op.name != "dask"], roots)
     origin = (0,) * max((n.ndim for n in nodes), default=0)
     args = [_argument(done, a)(origin[: a.ndim if isinstance(a, Expr) else len(a)]) for a in arguments]
@@ -221,10 +236,20 @@ def _one_task(done: _Layers) -> None:
     if len(roots) == 1:
         key = keys[roots[0]]
         done.add(key[0], {key: Task(key, run, program, *args)}, needs, tag)
-        return
+        return {}
     done.add(step, {(step,): Task((step,), run, program, *args)}, needs, tag)
     for at, key in enumerate(keys.values()):
         done.add(key[0], {key: Task(key, operator.getitem, TaskRef((step,)), at)}, {step}, tag)
+    return {r: Output(step, r.chunks, r.dtype, part=at) for at, r in enumerate(roots)}
+
+
+def _lower_part(done: _Layers, node: Expr) -> None:
+    """A root that was left as a part of a task's result, taken out."""
+    (step,) = node.inputs
+    name = done.name(node)
+    key = (name, *(0,) * node.ndim)
+    task = Task(key, operator.getitem, done.ref(step, ()), node.params["index"])
+    done.add(name, {key: task}, {done.names[step]}, _tag(done, node))
 
 
 # -- products ----------------------------------------------------------------------------------------------------------

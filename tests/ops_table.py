@@ -165,6 +165,7 @@ CASES: list[Case] = [
     *_of("getitem", lambda x: x[2:6:2, -1], lambda x: x[2:6:2, -1], (7, 5)),
     *_of("getitem", lambda x: x[..., ::-1, None], lambda x: x[..., ::-1, None], (7, 5)),
     *_of("getitem", lambda x: x[5:1:-2], lambda x: x[5:1:-2], (7, 5)),
+    *_of("getitem", lambda x: tg.max(x[3:7:4, 3:4][None], axis=2), lambda x: x[3:7:4, 3:4][None].max(2), (7, 5)),
     *_of("getitem", lambda x: tg.flip(x, axis=0), lambda x: np.flip(x, 0), (7, 5)),
     *_of("getitem", lambda x: tg.unstack(x, axis=1)[2], lambda x: x[:, 2], (7, 5)),
     *_of("concat", lambda x: tg.roll(x, 2, axis=0), lambda x: np.roll(x, 2, 0), (7, 5)),
@@ -205,4 +206,4 @@ CASES: list[Case] = [
 ]  # fmt: skip
 
 #: Rows that have no function of arrays to try: data and what stands for it; they have tests of their own.
-WITHOUT_CASES = {"constant", "dask", "leaf", "placeholder", "random", "scatter", "variable"}
+WITHOUT_CASES = {"constant", "dask", "leaf", "part", "placeholder", "random", "scatter", "variable"}

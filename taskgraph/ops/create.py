@@ -320,6 +320,16 @@ def from_dask(x: da.Array, /) -> Tensor:
     return apply(DASK, array=Opaque(x, x.name))
 
 
+#: An array that lies, with others, in the result of a task that ran: item `index` of that tuple, in one block.
+PART = primitive(
+    "part",
+    kind="array",
+    infer=lambda step, index, shape, dtype: (shape, dtype, tuple((s,) for s in shape)),
+    lower=lambda xp, step, index, **_: step[index],
+    flops=lambda node: 0,
+)
+
+
 # -- what comes later, and markers -------------------------------------------------------------------------------------
 
 PLACEHOLDER = primitive("placeholder", kind="source", infer=_declared)
