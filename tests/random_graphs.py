@@ -43,9 +43,9 @@ TAME = 4.0
 class Node:
     """One result: how it was made (in words), our tensor, NumPy's value, and how to make that from its inputs'.
 
-    noisy: the value once more, from noisy inputs and with the noise `noise` of its own. function is None for an array that
-    was there. smooth: the gradient through it does not jump. second: it holds a
-    gradient, or depends on one, and is not differentiated again.
+    noisy: the value once more, from noisy inputs and with the noise `noise` of its own. function is None for an array
+    that was there. smooth: the gradient through it does not jump. second: it holds a gradient, or depends on one, and
+    is not differentiated again.
     """
 
     text: str

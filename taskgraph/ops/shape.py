@@ -306,18 +306,11 @@ def _infer_getitem(x: Expr, index: Index) -> Result:
     return shape, x.dtype, chunks
 
 
-def _lower_getitem(xp: Any, x: Any, index: Index) -> Any:
-    taken = x[index]
-    if xp.__name__ != "dask.array" or not any(0 in c and sum(c) for c in taken.chunks):
-        return taken
-    return taken.rechunk(tuple(tuple(n for n in c if n) or (0,) for c in taken.chunks))
-
-
 GETITEM = primitive(
     "getitem",
     kind="array",
     infer=_infer_getitem,
-    lower=_lower_getitem,
+    lower=lambda xp, x, index: x[index].rechunk(_index_shape(x, index)[1]) if xp.__name__ == "dask.array" else x[index],
     vjp=lambda ct, out, x, index: (apply(SCATTER, ct, index=index, shape=x.shape, chunks=x.chunks),),
     jvp=lambda ts, out, x, index: apply(GETITEM, ts[0], index=index),
     flops=_no_flops,
