@@ -28,29 +28,30 @@ class SchedulerFacts:
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
-        self._durations: OrderedDict[str, float] = OrderedDict()
+        self._durations: OrderedDict[str, dict[str, float]] = OrderedDict()  # group -> worker -> seconds
 
     @property
     def bandwidth(self) -> float:
         """Bytes a second between workers, as Dask has measured them."""
         return max(float(self.scheduler.bandwidth), 1.0)
 
-    def observe(self, group: Any, startstops: Sequence[Mapping[str, Any]]) -> None:
-        """Learn from a task that has ended. `startstops`: what the worker reports of it."""
+    def observe(self, group: Any, worker: str, startstops: Sequence[Mapping[str, Any]]) -> None:
+        """Learn from a task that has ended on a worker. `startstops`: what the worker reports of it."""
         seconds = sum(part["stop"] - part["start"] for part in startstops if part["action"] == "compute")
-        known = self._durations.get(group.name)
-        self._durations[group.name] = seconds if known is None else (known + seconds) / 2
+        of_group = self._durations.setdefault(group.name, {})
+        of_group[worker] = (of_group.get(worker, seconds) + seconds) / 2
         if len(self._durations) > GROUPS_KEPT:
             self._durations.popitem(last=False)
 
     def duration_s(self, key: Any) -> float:
-        """Running average over tasks of the same group, or else an estimate from Dask's for the prefix."""
+        """Running average over tasks of the same group on the worker that took longest, or else an estimate from Dask's
+        for the prefix. (An average over all workers would fill a slow one with the tiles of a fast one.)"""
         return self._group_s(self.scheduler.tasks[key].group)
 
     def _group_s(self, group: Any) -> float:
         known = self._durations.get(group.name)
-        if known is not None:
-            return known
+        if known:
+            return max(known.values())
         guess = float(group.prefix.duration_average)
         return max(guess, GUESS_AT_LEAST_S) if guess >= 0 else float(self.scheduler.UNKNOWN_TASK_DURATION)
 

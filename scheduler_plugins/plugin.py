@@ -237,8 +237,9 @@ class TilePlacement(SchedulerPlugin):
         elif start == "processing":
             self._processing -= 1
             if finish == "memory":
-                self._facts.observe(ts.group, details.get("startstops") or ())
-                self._count_tile(tag, details.get("worker"))
+                worker = details.get("worker") or ""
+                self._facts.observe(ts.group, worker, details.get("startstops") or ())
+                self._count_tile(tag, worker)
             self._wake()
         if finish == "processing":
             self._processing += 1
@@ -266,7 +267,7 @@ class TilePlacement(SchedulerPlugin):
         )
         self._wake()
 
-    def _count_tile(self, tag: TaskTag, worker: str | None) -> None:
+    def _count_tile(self, tag: TaskTag, worker: str) -> None:
         product = tag.get("product")
         if product is None or "tile" not in tag or worker not in self._scheduler.workers:
             return

@@ -46,12 +46,13 @@ from numpy import (
 
 from taskgraph import random
 from taskgraph.device import device
+from taskgraph.execute import plan
 from taskgraph.machine import Device, Machine
 from taskgraph.ops import *  # noqa: F403
-from taskgraph.plan import Plan, plan
+from taskgraph.plan import Plan
 from taskgraph.random import randn
 from taskgraph.session import Session, Variable, placeholder
-from taskgraph.tensor import Tensor
+from taskgraph.tensor import Tensor, compute, persist
 
 #: Names of the layers above, resolved when they are first used.
 _LAZY = ("gradients", "LocalCluster", "TilePlacement")

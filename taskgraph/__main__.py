@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from taskgraph import __version__
 from taskgraph.upward import resolve
@@ -16,7 +17,7 @@ def _cluster_options(command: Any) -> Any:
         (
             "--emulated-gpus",
             {"type": click.IntRange(0), "metavar": "N"},
-            "Workers that stand for GPUs; they use the CPU.",
+            "Workers that stand for GPUs and use the CPU.",
         ),
         ("--gpus", {"default": "auto", "show_default": True, "metavar": "N"}, "GPU-pinned workers, or 'auto'."),
         ("--cpus", {"type": click.IntRange(0), "metavar": "N"}, "CPU workers (by default the cores, shared out)."),
@@ -64,14 +65,18 @@ def demo(
 ) -> None:
     """Show the whole path on this machine: gradients, a placed product, a training run.
 
-    Where there is no GPU, two workers stand for GPUs and compute on the CPU; everything they do is labelled emulated.
+    Where there is no GPU, two workers stand for GPUs and compute on the CPU (--emulated-gpus chooses how many);
+    everything they do is labelled emulated.
     """
     raise SystemExit(
         resolve("run_demo")(_cluster(cpus, gpus, emulated_gpus, memory_limit), n=n, steps=steps, wait=wait)
     )
 
 
-@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@main.command(
+    short_help="Run a script on a cluster.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @_scheduler_options
 @_cluster_options
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
@@ -89,7 +94,7 @@ def run(
     raise SystemExit(resolve("run_script")(script, args, connection, cluster))
 
 
-@main.command()
+@main.command(short_help="Show devices and their measured rates.")
 @_scheduler_options
 @_cluster_options
 def info(
@@ -118,7 +123,15 @@ def _connection(scheduler: str | None, scheduler_file: str | None) -> dict[str, 
     """Arguments of `distributed.Client`, none where no cluster is named."""
     if scheduler and scheduler_file:
         raise click.UsageError("give --scheduler or --scheduler-file, not both")
-    return {"address": scheduler} if scheduler else {"scheduler_file": scheduler_file} if scheduler_file else {}
+    found = {"address": scheduler} if scheduler else {"scheduler_file": scheduler_file} if scheduler_file else {}
+    context = click.get_current_context()
+    for name in ("cpus", "gpus", "emulated_gpus", "memory_limit"):
+        if found and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(
+                f"{option} is for a cluster started here; the one that you named has its own workers"
+            )
+    return found
 
 
 if __name__ == "__main__":

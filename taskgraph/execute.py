@@ -14,10 +14,11 @@ from dask.array.core import concatenate3
 from dask.base import get_scheduler
 
 from taskgraph.expr import Expr, Opaque, bind, pinned, serial, substitute, topological
-from taskgraph.lower import Lowered, Output, lower
+from taskgraph.lower import Lowered, Output, host_copies, lower
 from taskgraph.machine import Machine
 from taskgraph.passes import simplify
-from taskgraph.plan import Plan, plan
+from taskgraph.plan import Plan
+from taskgraph.plan import plan as plan_products
 from taskgraph.primitives import find
 from taskgraph.spec import validate
 from taskgraph.upward import resolve
@@ -50,9 +51,26 @@ def with_values(exprs: Sequence[Expr], fed: Mapping[Expr, Expr] | None = None) -
 
 
 def planned(exprs: Sequence[Expr], machine: Machine) -> Plan:
-    """The plan of some expressions on a machine: what a run would follow."""
-    checked = validate(simplify(validate(exprs)))
-    return plan(list(checked), machine)
+    """The plan of some expressions on a machine: what a run follows."""
+    return plan_products(validate(simplify(validate(exprs))), machine)
+
+
+def plan(what: Any, machine: Machine) -> Plan:
+    """The plan of a tensor, or of a list of them: grid and workers of every product, predicted seconds and bytes.
+
+    Nothing runs, and the machine may be made up. A run on that machine follows the same plan. Raises TypeError for what
+    is no tensor, ValueError where one is pinned to a device that the machine lacks.
+
+    >>> import taskgraph as tg
+    >>> m = tg.Machine(devices=[tg.Device("cpu", 2**34, 50.0, threads=4), tg.Device("gpu", 2**34, 9000.0)])
+    >>> tg.plan(tg.randn(8192, 8192) @ tg.randn(8192, 8192), m).tiles
+    {'gpu-0': 1}
+    """
+    items = what if isinstance(what, list | tuple) else [what]
+    for x in items:
+        if not isinstance(getattr(x, "expr", None), Expr):
+            raise TypeError(f"plan: needs a tensor or a list of tensors, got {type(x).__name__}")
+    return planned([x.expr for x in items], machine)
 
 
 def lowered(exprs: Sequence[Expr], machine: Machine, keep: Sequence[bool] = ()) -> Lowered:
@@ -122,7 +140,7 @@ def _check_versions(client: Any) -> None:
 
 
 def assemble(blocks: Any, ndim: int) -> Any:
-    """One array of its nested blocks; a NumPy scalar where it has no dimensions."""
+    """One array of its nested blocks, which is the caller's to change; a NumPy scalar where it has no dimensions."""
     if ndim == 0:
         return np.asarray(blocks[0])[()]
     only: Any = blocks
@@ -130,7 +148,17 @@ def assemble(blocks: Any, ndim: int) -> Any:
         if len(only) > 1:
             return concatenate3(blocks)
         only = only[0]
-    return np.asarray(only)
+    return _own(np.asarray(only))
+
+
+def _own(x: np.ndarray) -> np.ndarray:
+    """The array itself where nobody else can see its values; a copy where it is a view or must not change."""
+    base: Any = x
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    # what came through the network stands on a buffer of its own
+    alone = base is x or base.base is not None
+    return x if x.flags.writeable and alone else x.copy()
 
 
 def compute(exprs: Sequence[Expr], scheduler: Any = None, **kwargs: Any) -> list[Any]:
@@ -162,17 +190,24 @@ def run(
         futures = client.get(graph.graph, graph.keys, sync=False, **kwargs)
         found = _collected(client, futures, keep, settle)
     steps: dict[str, Expr] = {}
-    return [
+    results = [
         _kept(blocks, out, e, steps) if kept else assemble(blocks, e.ndim)
         for blocks, out, e, kept in zip(found, graph.outputs, exprs, keep, strict=True)
     ]
+    for e, value in zip(exprs, results, strict=True):
+        if np.shape(value) != e.shape and not isinstance(value, Expr):
+            raise AssertionError(f"{e!r} gave an array of shape {np.shape(value)}; please report this")
+    return results
 
 
 def _collected(client: Any, futures: list[Any], keep: Sequence[bool], settle: bool) -> list[Any]:
     from distributed import futures_of
 
     try:
-        values = iter(client.gather([f for f, kept in zip(futures, keep, strict=True) if not kept]))
+        gathered = client.gather([f for f, kept in zip(futures, keep, strict=True) if not kept])
+        if client.scheduler.address.startswith("inproc"):  # these are the workers' own arrays
+            gathered = _copied(gathered)
+        values = iter(gathered)
         found = [f if kept else next(values) for f, kept in zip(futures, keep, strict=True)]
         for f in futures_of([f for f, kept in zip(futures, keep, strict=True) if kept and settle]):
             if f.exception() is not None:  # waits, and moves no data
@@ -185,9 +220,16 @@ def _collected(client: Any, futures: list[Any], keep: Sequence[bool], settle: bo
     return found
 
 
+def _copied(nested: Any) -> Any:
+    return [_copied(x) for x in nested] if isinstance(nested, list) else nested.copy()
+
+
 def _kept(blocks: Any, output: Output, expr: Expr, steps: dict[str, Expr]) -> Expr:
     """An expression of what was left in place; `steps` holds those tasks' results of which several are parts."""
     graph = dict(_pairs(output.keys, blocks))
+    for block in graph.values():
+        if isinstance(block, np.ndarray):
+            block.flags.writeable = False  # `assemble` gives copies of it
     if output.part is None:
         return persisted(graph, output, expr.device)
     if output.name not in steps:
@@ -214,7 +256,9 @@ def to_dask(expr: Expr) -> da.Array:
     """A Dask array of the tasks of an expression."""
     graph = lowered_for_dask(expr)
     out = graph.outputs[0]
-    return da.Array(graph.graph.to_dict(), out.name, out.chunks, dtype=out.dtype)
+    name = f"host-{out.name}"  # Dask's tasks take arrays, and a tile of ours may lie on a device
+    tasks = {**graph.graph.to_dict(), **host_copies(name, out.name, out.chunks)}
+    return da.Array(tasks, name, out.chunks, dtype=out.dtype)
 
 
 def explain(exprs: Sequence[Expr], machine: Machine | None = None) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,10 +72,7 @@ class Expr:
 
     @property
     def size(self) -> int:
-        n = 1
-        for s in self.shape:
-            n *= s
-        return n
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -127,6 +125,11 @@ def pinned(device: str | None) -> Iterator[None]:
         yield
     finally:
         _pin.reset(before)
+
+
+def pin_in_force() -> str | None:
+    """The device to which expressions made now are pinned."""
+    return _pin.get()
 
 
 @contextmanager

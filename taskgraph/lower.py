@@ -14,14 +14,14 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import dask
 import dask.array as da
-from dask._task_spec import DataNode, Task, TaskRef
+from dask._task_spec import DataNode, Task, TaskRef, convert_legacy_graph
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
@@ -144,7 +144,7 @@ def _lower_group(done: _Layers, g: Group) -> None:
 
 def _tag(done: _Layers, node: Expr) -> TaskTag:
     tag = TaskTag(kind=done.plan.kind_of(node))
-    if node.device is not None and node.device.startswith("gpu:"):
+    if node.op.name != "dask" and node.device is not None and ":" in node.device:
         tag["slot"], tag["pinned"] = done.plan.machine.of_kind("gpu")[int(node.device[4:])].name, True
     return tag
 
@@ -331,11 +331,11 @@ def _views(tiles: Any, sizes: tuple[int, ...], finer: tuple[int, ...], *, along_
     """The tiles, cut along k further; a tile's boundaries are among those of the finer cut."""
     views, at, tile = [], 0, 0
     for size in finer:
+        while at == sizes[tile] and size:  # this one is used up, or was empty from the start
+            at, tile = 0, tile + 1
         part = slice(at, at + size)
         views.append(tiles[tile][(..., part, slice(None)) if along_rows else (..., part)])
         at += size
-        if at == sizes[tile]:
-            at, tile = 0, tile + 1
     return views
 
 
@@ -363,24 +363,52 @@ def _lower_onto_dask(done: _Layers, node: Expr) -> None:
     result = node.op.lower(da, *inputs, **node.params)
     _check(node, result)
     stand_ins = {x.name for x in inputs}
-    for name, layer in result.dask.layers.items():
-        if name in stand_ins:
-            continue
+    added = {name: layer for name, layer in result.dask.layers.items() if name not in stand_ins}
+    needs = {name: set(result.dask.dependencies[name]) for name in added}
+    done.names[node] = result.name
+    if node.device is not None and node.op.name != "dask" and result.name in added:
+        suffix = digest(node.device)
+        added, needs = _renamed(added, needs, suffix, [k for x in inputs for k in flatten(x.__dask_keys__())])
+        done.names[node] = f"{result.name}-{suffix}"
+    for name, layer in added.items():
         layer = copy.copy(layer)  # it may be the user's own, in `from_dask`
         layer.annotations = {**(layer.annotations or {}), TAG: tag}
         done.layers[name] = layer
-        done.dependencies[name] = set(result.dask.dependencies[name])
-    done.names[node] = result.name
+    done.dependencies.update(needs)
+
+
+def _renamed(
+    layers: Mapping[str, Any], needs: Mapping[str, set[str]], suffix: str, outside: Sequence[Key]
+) -> tuple[dict[str, Any], dict[str, set[str]]]:
+    """The layers under other names: Dask names them by what they compute, and the same under another pin is another
+    task, which must run elsewhere. `outside`: the keys of blocks that they take."""
+    legacy = {k: t for layer in layers.values() for k, t in dict(layer).items()}
+    tasks = convert_legacy_graph(legacy, {*legacy, *outside})
+
+    def new(key: Key) -> Key:
+        return (f"{key[0]}-{suffix}", *key[1:]) if isinstance(key, tuple) else f"{key}-{suffix}"
+
+    keys = {k: new(k) for k in tasks}
+    renamed: dict[str, Any] = {}
+    for name, layer in layers.items():
+        own = {keys[k]: tasks[k].substitute(keys, key=keys[k]) for k in dict(layer)}
+        renamed[f"{name}-{suffix}"] = MaterializedLayer(own)
+    return renamed, {
+        f"{name}-{suffix}": {f"{n}-{suffix}" if n in layers else n for n in of} for name, of in needs.items()
+    }
 
 
 def _on_host(done: _Layers, x: Expr, tag: TaskTag) -> str:
     """The blocks of `x` in the host memory of the GPU-pinned worker where a dask.array operation will use them."""
-    source, name = done.names[x], f"host-{done.names[x]}"
-    tasks: dict[Key, Any] = {
-        (name, *index): Task((name, *index), to_host, TaskRef((source, *index))) for index in _blocks(x.chunks)
-    }
-    done.add(name, tasks, {source}, tag)
+    source = done.names[x]
+    name = f"host-{digest(source, tag)}"
+    done.add(name, host_copies(name, source, x.chunks), {source}, tag)
     return name
+
+
+def host_copies(name: str, source: str, chunks: Chunks) -> dict[Key, Any]:
+    """A task for each block, which gives it as a NumPy array, from whatever device it is on."""
+    return {(name, *i): Task((name, *i), to_host, TaskRef((source, *i))) for i in _blocks(chunks)}
 
 
 def _check(node: Expr, result: da.Array) -> None:

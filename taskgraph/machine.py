@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import functools
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ KINDS = ("cpu", "gpu")
 
 #: Seconds that a task costs end to end (measured, 2 workers of one host: 0.5 ms).
 TASK_SECONDS = 0.5e-3
+#: Seconds to wait for a cluster's first worker (chosen: importing CuPy from a network's disk takes so long).
+START_SECONDS = 30
 #: Bytes per second between two processes of one host through Dask (measured: about 1 GB/s).
 LINK_BYTES_PER_S = 1e9
 #: Bytes per second between a host and its GPU where it was not measured (PCIe 3 x16 in practice).
@@ -89,6 +92,13 @@ class Machine:
             named.append(d if d.name else Device(**{**d.__dict__, "name": f"{d.kind}-{n}"}))
         object.__setattr__(self, "devices", tuple(named))
 
+    def __repr__(self) -> str:
+        kinds: dict[str, list[Device]] = {}
+        for d in self.devices:
+            kinds.setdefault(d.kind + (" (emulated)" if d.emulated else ""), []).append(d)
+        parts = [f"{len(ds)} {kind}: {ds[0].name}{' ...' if len(ds) > 1 else ''}" for kind, ds in kinds.items()]
+        return f"Machine({', '.join(parts)})"
+
     def of_kind(self, kind: str) -> tuple[Device, ...]:
         """The devices of a kind, in order."""
         return tuple(d for d in self.devices if d.kind == kind)
@@ -116,32 +126,38 @@ class Machine:
         """
         workers = client.scheduler_info(n_workers=-1)["workers"]
         if not workers:
-            client.wait_for_workers(1, timeout=30)
+            try:
+                client.wait_for_workers(1, timeout=START_SECONDS)
+            except TimeoutError:
+                raise ValueError(
+                    f"the cluster at {client.scheduler.address} has no worker to plan for; start some"
+                ) from None
             workers = client.scheduler_info(n_workers=-1)["workers"]
         return from_workers(workers, lambda missing: _measure(client, missing))
 
 
-_own: dict[int, dict[str, Any]] = {}
-_measured: dict[str, dict[str, Any]] = {}
-
-
+@functools.cache
 def _own_profile() -> dict[str, Any]:
     from taskgraph.upward import resolve
     from workers.backend import host
 
-    if os.getpid() not in _own:
-        _own[os.getpid()] = resolve("profile")(host(), blas_threads=CPU_COUNT)
-    return _own[os.getpid()]
+    found: dict[str, Any] = resolve("profile")(host(), blas_threads=CPU_COUNT)
+    return found
+
+
+#: Profiles of workers that published none, by the client that measured them.
+_measured: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 def _measure(client: Any, addresses: list[str]) -> Mapping[str, Any]:
     from taskgraph.upward import resolve
     from workers.backend import host
 
-    new = [a for a in addresses if a not in _measured]
+    known = _measured.setdefault(client, {})
+    new = [a for a in addresses if a not in known]
     if new:
-        _measured.update(client.run(lambda: resolve("profile")(host()), workers=new))
-    return {a: _measured[a] for a in addresses}
+        known.update(client.run(lambda: resolve("profile")(host()), workers=new))
+    return {a: known[a] for a in addresses}
 
 
 def from_workers(workers: Mapping[str, Mapping[str, Any]], measure: Any = None) -> Machine:

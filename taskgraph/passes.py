@@ -176,6 +176,7 @@ def _fits(node: Expr, head: Expr, plan: Plan) -> bool:
         and node.chunks == head.chunks
         and node.shape == head.shape
         and plan.kind_of(node) == plan.kind_of(head)
+        and (node.device is None or ":" not in node.device or node.device == head.device)
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from taskgraph.cost import Choice, Problem, best_grid, classes, even, is_small, problem_of, slots_of
 from taskgraph.expr import DType, Expr, bind, consumers, labelled, pinned, rewrite, topological, with_inputs
@@ -86,6 +86,9 @@ class ProductPlan:
     seconds: float
     bytes_moved: float
 
+    def __repr__(self) -> str:
+        return f"ProductPlan({self})"
+
     @property
     def kind(self) -> str:
         return "+".join(sorted(set(self.kinds)))
@@ -144,8 +147,8 @@ class Plan:
         return count
 
     def kind_of(self, node: Expr) -> str:
-        """The device class of an expression that is no product."""
-        pin = node.device
+        """The device class of an expression that is no product; a Dask array's own tasks are not ours to pin."""
+        pin = None if node.op.name == "dask" else node.device
         return "gpu" if pin is not None and pin.startswith("gpu") else "cpu" if pin == "cpu" else self.machine.home
 
     def summary(self) -> str:
@@ -161,19 +164,11 @@ class Plan:
     __str__ = summary
 
 
-def plan(what: Any, machine: Machine) -> Plan:
-    """Choose a grid and workers for every product that `what` (a tensor, an expression, or several) needs.
+def plan(roots: Sequence[Expr], machine: Machine) -> Plan:
+    """Choose a grid and workers for every product that the roots need: pure, nothing runs.
 
-    Pure: nothing runs, and the machine may be made up. Raises ValueError where an expression is pinned to a device that
-    the machine lacks.
-
-    >>> import taskgraph as tg
-    >>> m = tg.Machine(devices=[tg.Device("cpu", 2**34, 50.0, threads=4), tg.Device("gpu", 2**34, 9000.0)])
-    >>> tg.plan(tg.randn(8192, 8192) @ tg.randn(8192, 8192), m).tiles
-    {'gpu-0': 1}
+    Raises ValueError where an expression is pinned to a device that the machine lacks.
     """
-    items = what if isinstance(what, list | tuple) else [what]
-    roots: tuple[Expr, ...] = tuple(x if isinstance(x, Expr) else x.expr for x in items)
     order = topological(roots)
     users = consumers(order)
     for node in order:
@@ -199,7 +194,7 @@ def _check_pin(node: Expr, machine: Machine) -> None:
     if pin.startswith("gpu") and (not gpus or (":" in pin and int(pin[4:]) >= len(gpus))):
         have = f"only {len(gpus)} GPU-pinned worker(s)" if gpus else "no GPU-pinned worker"
         raise ValueError(
-            f"'{node.op.name}' is pinned to {pin!r}, but this machine has {have}; connect to a cluster with more "
+            f"'{node.op.name}' is pinned to {pin!r}, but this machine has {have}; connect to a cluster that has it "
             "(tg.LocalCluster(gpus=...), or emulated_gpus=... to try it), or take the pin away"
         )
     if pin == "cpu" and not machine.of_kind("cpu"):
@@ -213,7 +208,7 @@ def choose(node: Expr, machine: Machine) -> ProductPlan:
     """The cheapest choice for one product: over classes of devices, and for each over grids."""
     p = problem_of(node)
     home = machine.of_kind(machine.home)
-    if node.device is None and is_small(p, home[0], machine):
+    if node.device in (None, machine.home) and is_small(p, home[0], machine):
         seconds = machine.task_seconds + p.flops / home[0].rate(p.dtype)
         alone = Choice(0.0, seconds, 0.0, p.m_blocks, p.n_blocks, 1, (1,), True)
         return _decided(p, alone, (None,), (machine.home,), False)
@@ -271,7 +266,7 @@ def _cut(node: Expr, planned: ProductPlan, often: Sequence[bool]) -> Expr:
     operands = []
     for x, outer, inner_first, dear in zip(node.inputs, (grid.m, grid.n), flags, often, strict=True):
         lead = node.chunks[node.ndim - x.ndim : -2]
-        lead = tuple(o if s > 1 else (1,) for s, o in zip(x.shape[:-2], lead, strict=True))
+        lead = tuple((1,) if s == 1 else o for s, o in zip(x.shape[:-2], lead, strict=True))
         k = grid.k if planned.panels > 1 or x.op.kind == "source" else x.chunks[-2 if inner_first else -1]
         operands.append(relayout(x, (*lead, *((k, outer) if inner_first else (outer, k))), dear))
     return with_inputs(node, tuple(operands))

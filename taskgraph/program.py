@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from workers import backend
 from workers.kernels import gemm_panel
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Program:
     """Steps on a list of values: the arguments first, then the result of every step.
 
@@ -22,24 +24,12 @@ class Program:
     where there are several. A program holds no arrays, so that a thousand tasks may share one.
     """
 
-    __slots__ = ("name", "outputs", "steps")
-
-    def __init__(
-        self,
-        name: str,
-        steps: Sequence[tuple[Primitive, dict[str, Any], tuple[int, ...]]],
-        outputs: Sequence[int],
-    ):
-        self.name, self.steps, self.outputs = name, tuple(steps), tuple(outputs)
+    name: str
+    steps: tuple[tuple[Primitive, dict[str, Any], tuple[int, ...]], ...]
+    outputs: tuple[int, ...]
 
     def __repr__(self) -> str:
         return f"Program({self.name}: {' '.join(op.name for op, _, _ in self.steps)})"
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        return self.name, self.steps, self.outputs
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.name, self.steps, self.outputs = state
 
     def __call__(self, xp: Any, *args: Any) -> Any:
         values = list(args)
@@ -78,7 +68,7 @@ def compile_nodes(name: str, nodes: Sequence[Expr], outputs: Sequence[Expr]) -> 
         taken = (at[node.chunks],) if node.op.kind == "source" else tuple(at[i] for i in node.inputs)
         steps.append((node.op, _wire(node), taken))
         at[node] = len(arguments) + n
-    return Program(name, steps, [at[o] for o in outputs]), arguments
+    return Program(name, tuple(steps), tuple(at[o] for o in outputs)), arguments
 
 
 def _wire(node: Expr) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from taskgraph import execute, show
 from taskgraph.device import parse_device
-from taskgraph.expr import Chunks, DType, Expr, Opaque, Shape, bind, pinned, serial
+from taskgraph.expr import Chunks, DType, Expr, Opaque, Shape, bind, pin_in_force, pinned, serial
 from taskgraph.primitives import Primitive
 from taskgraph.upward import resolve
 
@@ -27,10 +27,49 @@ PYTHON_SCALARS = (bool, int, float, complex)
 
 
 def apply(op: Primitive, *inputs: Tensor, **params: Any) -> Tensor:
-    """A tensor of `op(*inputs, **params)`; it wants a gradient where an input does."""
-    expr = bind(op, *[t.expr for t in inputs], **params)
-    differentiable = np.issubdtype(expr.dtype, np.inexact)
-    return Tensor(expr, requires_grad=differentiable and any(t.requires_grad for t in inputs))
+    """A tensor of `op(*inputs, **params)`: it wants a gradient where an input does, and stays where they were put.
+
+    Where no pin is in force (`tg.device`), the device to which inputs were moved (`t.cuda()`) decides, as in PyTorch;
+    ValueError where they were moved to different ones.
+    """
+    placed = {t._placed for t in inputs if t._placed is not None}
+    if not placed or pin_in_force() is not None:
+        where, expr = None, bind(op, *[t.expr for t in inputs], **params)
+    elif len(placed) == 1:
+        (where,) = placed
+        with pinned(where):
+            expr = bind(op, *[t.expr for t in inputs], **params)
+    else:
+        raise ValueError(
+            f"{op.name}: its operands were put on {' and '.join(sorted(placed))}; move them to one: t.to(...)"
+        )
+    return Tensor(expr, expr.dtype.kind in "fc" and any(t.requires_grad for t in inputs), where)
+
+
+def compute(*tensors: Tensor, **kwargs: Any) -> tuple[Any, ...]:
+    """The values of several tensors in one run: what they share, as a result and its gradient do, is computed once.
+
+    >>> import taskgraph as tg
+    >>> x = tg.asarray([1.0, 2.0])
+    >>> y = tg.sum(x * x)
+    >>> tg.compute(y, tg.gradients(y, x))
+    (np.float64(5.0), array([2., 4.]))
+    """
+    return tuple(execute.compute([t.expr for t in tensors], **kwargs))
+
+
+def persist(*tensors: Tensor, **kwargs: Any) -> tuple[Tensor, ...]:
+    """Several tensors with their blocks computed in one run and kept; see `Tensor.persist`."""
+    return tuple(
+        _like(t, expr) for t, expr in zip(tensors, execute.persist([t.expr for t in tensors], **kwargs), strict=True)
+    )
+
+
+def _like(t: Tensor, expr: Expr) -> Tensor:
+    """The tensor of other blocks with the same values: a leaf stays a leaf, what was put somewhere stays there."""
+    kept = Tensor(expr, placed=t._placed)
+    kept.requires_grad = t.is_leaf
+    return kept
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -90,13 +129,14 @@ class Tensor:
            [20., 26.]])
     """
 
-    __slots__ = ("__weakref__", "_lowered", "_requires_grad", "expr", "grad")
+    __slots__ = ("__weakref__", "_lowered", "_placed", "_requires_grad", "expr", "grad")
     __array_priority__ = 1000
 
-    def __init__(self, expr: Expr, requires_grad: bool = False):
+    def __init__(self, expr: Expr, requires_grad: bool = False, placed: str | None = None):
         self.expr = expr
         self.grad: Tensor | None = None
         self._requires_grad = requires_grad
+        self._placed = placed
         self._lowered: execute.Lowered | None = None
 
     # -- what it is ----------------------------------------------------------------------------------------------
@@ -197,9 +237,7 @@ class Tensor:
 
         What it was computed from is forgotten, so `backward` does not reach behind it; a leaf stays a leaf.
         """
-        kept = Tensor(execute.persist((self.expr,), **kwargs)[0])
-        kept.requires_grad = self.is_leaf
-        return kept
+        return persist(self, **kwargs)[0]
 
     def explain(self, machine: Any = None) -> str:
         """What a run would do: the plan of every product, tasks and bytes; nothing runs."""
@@ -207,9 +245,9 @@ class Tensor:
 
     def visualize(self, filename: str = "taskgraph", **kwargs: Any) -> Any:
         """Draw the Dask tasks, as `dask.visualize` does (needs graphviz)."""
-        import dask
+        from dask.base import visualize
 
-        return dask.visualize(self, filename=filename, **kwargs)
+        return visualize(self, filename=filename, **kwargs)
 
     def to_dask(self) -> da.Array:
         """This tensor as a `dask.array.Array` with the same tasks; what follows is Dask's, unplaced."""
@@ -251,7 +289,7 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __copy__(self) -> Tensor:
-        return Tensor(self.expr, self._requires_grad)
+        return Tensor(self.expr, self._requires_grad, self._placed)
 
     def __deepcopy__(self, memo: Any) -> Tensor:
         return self.__copy__()  # expressions never change
@@ -262,11 +300,15 @@ class Tensor:
     # -- where it runs -------------------------------------------------------------------------------------------
 
     def to(self, device: str) -> Tensor:
-        """The same values, held on a device: "cpu", "gpu", "gpu:1" (see `tg.device`)."""
+        """The same values, held on a device: "cpu", "gpu", "gpu:1" (see `tg.device`).
+
+        What is computed from the result stays there, too, as in PyTorch, until it is moved again.
+        """
         from taskgraph.ops.create import MOVE
 
-        with pinned(parse_device(device)):
-            return apply(MOVE, self)
+        where = parse_device(device)
+        with pinned(where):
+            return Tensor(bind(MOVE, self.expr), self.requires_grad, where)
 
     def cuda(self, index: int | None = None) -> Tensor:
         """`to("gpu")`, or `to("gpu:index")`."""
@@ -316,12 +358,12 @@ class Tensor:
         """The same values, as a constant to `backward` and `gradients`."""
         from taskgraph.ops.create import STOP
 
-        return Tensor(apply(STOP, self).expr)
+        return Tensor(apply(STOP, self).expr, placed=self._placed)
 
     # -- operators -----------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> Tensor:
-        from taskgraph.ops.shape import getitem
+        from taskgraph.ops.indexing import getitem
 
         return getitem(self, index)
 
@@ -400,6 +442,11 @@ class Tensor:
     def __lower(self) -> execute.Lowered:
         self._lowered = execute.lowered_for_dask(self.expr, self._lowered)
         return self._lowered
+
+
+for _name, _method in list(vars(Tensor).items()):
+    if getattr(_method, "__name__", "") == "method":  # what the factories above made
+        _method.__name__, _method.__qualname__ = _name, f"Tensor.{_name}"
 
 
 def _from_persisted(graph: Any, output: Any, device: str | None, rename: Any = None) -> Tensor:

@@ -254,7 +254,7 @@ def watched_lowering() -> Iterator[tuple[list[Lowered], dict[Any, Said]]]:
 
 def said_of(plan: Plan, node: Any, key: Any) -> Said:
     """What the plan says of a task of an expression; for a product, by the tile that its key names."""
-    pin = node.device or ""
+    pin = "" if node.op.name == "dask" else node.device or ""  # a Dask array's own tasks are not ours to pin
     slot = plan.machine.of_kind("gpu")[int(pin[4:])].name if pin.startswith("gpu:") else None
     if node not in plan.products:
         return Said(plan.kind_of(node), slot)

@@ -17,11 +17,20 @@ from hypothesis import strategies as st
 import taskgraph as tg
 from taskgraph.cost import COPY_BYTES_PER_S, MEMORY_SHARE, deal, even
 from taskgraph.execute import assemble
+from taskgraph.expr import Expr
 from taskgraph.lower import lower
 from taskgraph.machine import from_workers
-from taskgraph.plan import TAG, Plan, ProductPlan, plan
+from taskgraph.plan import TAG, Plan, ProductPlan
+from taskgraph.plan import plan as plan_roots
 
 GPU_GFLOPS = 9000.0
+
+
+def plan(what: Any, m: tg.Machine) -> Plan:
+    """The pass by itself, on tensors or expressions."""
+    items = what if isinstance(what, list) else [what]
+    return plan_roots([x if isinstance(x, Expr) else x.expr for x in items], m)
+
 
 
 def machine(

@@ -240,10 +240,10 @@ def test_small_products_do_not_speak_for_large_ones_of_their_prefix() -> None:
     prefix = SimpleNamespace(duration_average=1e-4)
     tasks = {name: SimpleNamespace(group=SimpleNamespace(name=name, prefix=prefix)) for name in ("small", "large")}
     facts = SchedulerFacts(SimpleNamespace(tasks=tasks, UNKNOWN_TASK_DURATION=0.5))
-    facts.observe(tasks["small"].group, [{"action": "compute", "start": 1.0, "stop": 1.0001}])
+    facts.observe(tasks["small"].group, "w", [{"action": "compute", "start": 1.0, "stop": 1.0001}])
     assert places(1, facts.duration_s("small")) == 32
     assert places(1, facts.duration_s("large")) == 4
-    facts.observe(tasks["large"].group, [{"action": "compute", "start": 1.0, "stop": 3.0}])
+    facts.observe(tasks["large"].group, "w", [{"action": "compute", "start": 1.0, "stop": 3.0}])
     assert places(1, facts.duration_s("large")) == 2
     prefix.duration_average = -1
     assert facts.duration_s("large") == 2.0

@@ -8,17 +8,16 @@ equal contents: the gradient with respect to one array is not the gradient with 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Sequence
 from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
-from taskgraph.chunks import normalize
+from taskgraph.chunks import normalize, single
 from taskgraph.device import parse_device
 from taskgraph.expr import Chunks, DType, Expr, Opaque, Shape, pinned, serial
+from taskgraph.ops.arguments import integers, numeric
 from taskgraph.ops.elementwise import cast, where
 from taskgraph.primitives import Primitive, primitive
 from taskgraph.tensor import Tensor, apply, as_tensor
@@ -35,40 +34,40 @@ def source(name: str, lower: Any) -> Primitive:
     return primitive(name, kind="source", infer=_declared, lower=lower, vjp=lambda ct, out, **_: (), jvp=None)
 
 
-def numeric(dtype: Any, where_: str) -> DType:
-    """`dtype` as a NumPy dtype; TypeError, naming the caller, unless it is one of numbers or booleans."""
-    found = np.dtype(dtype)
-    if found.kind not in "biufc":
-        raise TypeError(f"{where_}: only numeric and boolean dtypes are supported, not {found}")
-    return found
-
-
-def _shape(shape: int | Sequence[int]) -> Shape:
-    found = tuple(operator.index(s) for s in ((shape,) if isinstance(shape, int | np.integer) else shape))
+def sizes(name: str, shape: Any) -> Shape:
+    """A shape, from an integer or a sequence of them; ValueError where one is negative."""
+    found = integers(name, shape)
     if any(s < 0 for s in found):
-        raise ValueError(f"a shape has no negative sizes: {found}")
+        raise ValueError(f"{name}: a shape has no negative sizes: {found}")
     return found
 
 
 def make(row: Primitive, shape: Any, dtype: Any, chunks: Any, device: str | None, **params: Any) -> Tensor:
     """A tensor of a source row, in the blocks and on the device that the user asked for."""
-    shape, dtype = _shape(shape), numeric(dtype, row.name)
+    shape, dtype = sizes(row.name, shape), numeric(dtype, row.name)
     cut = normalize(chunks, shape, dtype)
     if device is None:
         return apply(row, shape=shape, dtype=dtype, chunks=cut, id=serial(), **params)
-    with pinned(parse_device(device)):
-        return apply(row, shape=shape, dtype=dtype, chunks=cut, id=serial(), **params)
+    where = parse_device(device)
+    with pinned(where):
+        made = apply(row, shape=shape, dtype=dtype, chunks=cut, id=serial(), **params)
+    return Tensor(made.expr, placed=where)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 FULL = source("full", lambda start, block, *, dtype, fill_value, **_: np.full(block, fill_value, dtype))
-ARANGE = source(
-    "arange",
-    lambda start, block, *, dtype, first, step, **_: (first + step * np.arange(start[0], start[0] + block[0])).astype(
-        dtype
-    ),
-)
+
+
+def _arange_block(start: Shape, block: Shape, *, dtype: DType, first: Any, step: Any, **_: Any) -> Any:
+    if dtype.kind in "iu" and isinstance(first, int) and isinstance(step, int):
+        # modulo 2**64, in which every step is exact: neither int64 nor a float holds all of uint64
+        first, step = (v % 2**64 for v in (first + step * start[0], step))
+        return (np.uint64(first) + np.uint64(step) * np.arange(block[0], dtype=np.uint64)).astype(dtype)
+    return (first + step * np.arange(start[0], start[0] + block[0])).astype(dtype)
+
+
+ARANGE = source("arange", _arange_block)
 EYE = source(
     "eye", lambda start, block, *, dtype, k, **_: np.eye(block[0], block[1], k=k + start[0] - start[1], dtype=dtype)
 )
@@ -80,7 +79,8 @@ TRI = source(
 def _linspace_block(start: Shape, block: Shape, *, dtype: DType, first: Any, last: Any, steps: int, **_: Any) -> Any:
     at = np.arange(start[0], start[0] + block[0])
     values = first + at * ((last - first) / steps if steps else 0.0)
-    return np.where((at == steps) & (steps > 0), last, values).astype(dtype)
+    values = np.where((at == steps) & (steps > 0), last, values)
+    return (np.floor(values) if dtype.kind in "iu" else values).astype(dtype)
 
 
 LINSPACE = source("linspace", _linspace_block)
@@ -94,6 +94,12 @@ def scalar(value: Any, dtype: DType) -> Tensor:
     return apply(FULL, shape=(), dtype=dtype, chunks=(), fill_value=number)
 
 
+def filled(x: Tensor, value: Any, dtype: DType | None = None) -> Tensor:
+    """A number at every place of an array like `x`; equal ones are one expression, unlike those of `full_like`."""
+    dtype = x.dtype if dtype is None else dtype
+    return apply(FULL, shape=x.shape, dtype=dtype, chunks=x.chunks, fill_value=dtype.type(value).item())
+
+
 def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: str | None = None, chunks: Any = "auto") -> Tensor:
     """An array of one number; its dtype is that of NumPy for `fill_value` where none is given."""
     if isinstance(fill_value, Tensor) or np.ndim(fill_value):
@@ -105,17 +111,17 @@ def full(shape: Any, fill_value: Any, *, dtype: Any = None, device: str | None =
 
 def zeros(shape: Any, *, dtype: Any = float, device: str | None = None, chunks: Any = "auto") -> Tensor:
     """An array of zeros (float64 where no dtype is given)."""
-    return full(shape, 0, dtype=dtype or float, device=device, chunks=chunks)
+    return full(sizes("zeros", shape), 0, dtype=dtype or float, device=device, chunks=chunks)
 
 
 def ones(shape: Any, *, dtype: Any = float, device: str | None = None, chunks: Any = "auto") -> Tensor:
     """An array of ones (float64 where no dtype is given)."""
-    return full(shape, 1, dtype=dtype or float, device=device, chunks=chunks)
+    return full(sizes("ones", shape), 1, dtype=dtype or float, device=device, chunks=chunks)
 
 
 def empty(shape: Any, *, dtype: Any = float, device: str | None = None, chunks: Any = "auto") -> Tensor:
     """An array whose contents do not matter; here, zeros: tensors are immutable, nobody could fill it."""
-    return zeros(shape, dtype=dtype, device=device, chunks=chunks)
+    return zeros(sizes("empty", shape), dtype=dtype, device=device, chunks=chunks)
 
 
 def full_like(x: Any, /, fill_value: Any, *, dtype: Any = None, device: str | None = None) -> Tensor:
@@ -153,10 +159,11 @@ def arange(
     first, last = (0, start) if stop is None else (start, stop)
     if step == 0:
         raise ValueError("arange: step must not be 0")
-    size = max(0, math.ceil((last - first) / step))
-    dtype = (
-        np.dtype(dtype) if dtype is not None else np.result_type(*[np.asarray(v).dtype for v in (first, last, step)])
-    )
+    if dtype is None:
+        dtype = np.result_type(*[np.asarray(v).dtype for v in (first, last, step)])
+    first, last, step = (int(v) if isinstance(v, np.integer) else v for v in (first, last, step))
+    whole = isinstance(first, int) and isinstance(last, int) and isinstance(step, int)
+    size = len(range(first, last, step)) if whole else max(0, math.ceil((last - first) / step))
     return make(ARANGE, (size,), dtype, chunks, device, first=first, step=step)
 
 
@@ -172,6 +179,7 @@ def linspace(
     chunks: Any = "auto",
 ) -> Tensor:
     """`num` numbers evenly spaced from `start` to `stop`, which is the last of them where `endpoint`."""
+    (num,) = integers("linspace", num)
     if num < 0:
         raise ValueError(f"linspace: num must not be negative, got {num}")
     wide = complex if isinstance(start, complex) or isinstance(stop, complex) else float
@@ -200,7 +208,8 @@ def _triangle(name: str, x: Any, k: int, lower: bool) -> Tensor:
         raise ValueError(f"{name}: needs two axes, this array is {x.shape}")
     cut = x.chunks[-2:]
     below = apply(TRI, shape=x.shape[-2:], dtype=np.dtype(bool), chunks=cut, k=int(k) if lower else int(k) - 1)
-    return where(below, x, 0) if lower else where(below, 0, x)
+    zero = scalar(0, x.dtype)
+    return where(below, x, zero) if lower else where(below, zero, x)
 
 
 def tril(x: Any, /, *, k: int = 0) -> Tensor:
@@ -211,22 +220,6 @@ def tril(x: Any, /, *, k: int = 0) -> Tensor:
 def triu(x: Any, /, *, k: int = 0) -> Tensor:
     """The elements on and above the k-th diagonal, zeros below, of a matrix or a stack of them."""
     return _triangle("triu", x, k, lower=False)
-
-
-def meshgrid(*arrays: Any, indexing: str = "xy") -> list[Tensor]:
-    """Coordinate arrays of a grid from its axes, in Cartesian ("xy") or matrix ("ij") order."""
-    from taskgraph.ops.shape import broadcast_arrays, permute_dims, reshape
-
-    ts = [as_tensor(a) for a in arrays]
-    if indexing not in ("xy", "ij"):
-        raise ValueError(f'meshgrid: indexing is "xy" or "ij", not {indexing!r}')
-    for t in ts:
-        if t.ndim != 1:
-            raise ValueError(f"meshgrid: needs arrays of one dimension, got {t.shape}")
-    n = len(ts)
-    grid = broadcast_arrays(*[reshape(t, (1,) * i + (t.size,) + (1,) * (n - 1 - i)) for i, t in enumerate(ts)])
-    swap = (1, 0, *range(2, n))
-    return [permute_dims(g, swap) for g in grid] if indexing == "xy" and n > 1 else grid
 
 
 # -- data --------------------------------------------------------------------------------------------------------------
@@ -285,8 +278,10 @@ tensor = asarray
 
 
 def _from_numpy(x: Any, dtype: Any, chunks: Any, device: str | None) -> Tensor:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError("asarray: a masked array has no values where it is masked; x.filled(...) gives it some")
     value = np.array(x, dtype=dtype, order="C")
-    numeric(value.dtype, "asarray")
+    value = value.astype(numeric(value.dtype, "asarray"), copy=False)
     value.flags.writeable = False
     return make(CONSTANT, value.shape, value.dtype, chunks, device, value=Opaque(value, tokenize(value)))
 
@@ -316,15 +311,18 @@ def from_dask(x: da.Array, /) -> Tensor:
         raise TypeError(f"from_dask: needs a dask.array.Array, got {type(x).__name__}")
     if any(math.isnan(s) for s in x.shape):
         raise ValueError(f"from_dask: the shape must be known, this one is {x.shape}; see compute_chunk_sizes()")
-    numeric(x.dtype, "from_dask")
-    return apply(DASK, array=Opaque(x, x.name))
+    if isinstance(x._meta, np.ma.MaskedArray):
+        raise TypeError("from_dask: a masked array has no values where it is masked; da.ma.filled gives it some")
+    native = numeric(x.dtype, "from_dask")
+    x = x if x.dtype.isnative else x.astype(native)
+    return apply(DASK, array=Opaque(x.copy(), f"{x.name}-{serial()}"))  # the user may assign into `x`
 
 
 #: An array that lies, with others, in the result of a task that ran: item `index` of that tuple, in one block.
 PART = primitive(
     "part",
     kind="array",
-    infer=lambda step, index, shape, dtype: (shape, dtype, tuple((s,) for s in shape)),
+    infer=lambda step, index, shape, dtype: (shape, dtype, single(shape)),
     lower=lambda xp, step, index, **_: step[index],
     flops=lambda node: 0,
 )
@@ -364,5 +362,5 @@ def stop_gradient(x: Any, /) -> Tensor:
 
 __all__ = [
     "arange", "asarray", "empty", "empty_like", "eye", "from_dask", "from_dlpack", "full", "full_like", "linspace",
-    "meshgrid", "ones", "ones_like", "stop_gradient", "tensor", "tril", "triu", "zeros", "zeros_like",
+    "ones", "ones_like", "stop_gradient", "tensor", "tril", "triu", "zeros", "zeros_like",
 ]  # fmt: skip
