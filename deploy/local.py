@@ -117,36 +117,23 @@ class LocalCluster(SpecCluster):
         protocol = protocol or ("tls://" if security.require_encryption else "tcp://")
         if not protocol.endswith("://"):
             protocol += "://"
-        n_all = n_cpu + len(tokens) + emulated_gpus
         common = {
             "host": host,
             "protocol": protocol,
             "security": security,
             "silence_logs": silence_logs,
-            "memory_limit": parse_memory_limit(memory_limit, 1, max(1, n_all), logger=logger),
+            "memory_limit": parse_memory_limit(
+                memory_limit, 1, max(1, n_cpu + len(tokens) + emulated_gpus), logger=logger
+            ),
             # Without an address of its own a worker's HTTP server listens on every interface.
             "dashboard_address": f"{host}:0",
             "dashboard": False,
             "death_timeout": START_TIMEOUT_S,
             "config": worker_config(),
         } | worker_kwargs
-
-        def spec(setup: DeviceSetup, nthreads: int, device: Mapping[str, Any]) -> dict[str, Any]:
-            return {"cls": Nanny, "options": worker_options(common, setup, nthreads, device)}
-
-        def setup(kind: str) -> DeviceSetup:
-            return DeviceSetup(kind, memory_fraction=memory_fraction, blas_threads=blas_threads)
-
-        # An empty list: a CUDA library in a CPU task would otherwise take device memory from the GPUs' own
-        # workers.
-        no_gpu = {"env": {"CUDA_VISIBLE_DEVICES": ""}}
-        cpu_spec = spec(setup("cpu"), cpu_threads, no_gpu)
-        gpu_specs = [spec(setup("gpu"), 1, device) for device in gpu_options(tokens, protocol)]
-        gpu_specs += [spec(setup("emulated-gpu"), 1, no_gpu) for _ in range(emulated_gpus)]
-        # GPU workers first: scaling down takes the last ones.
-        workers = {f"gpu-{i}": gpu_spec for i, gpu_spec in enumerate(gpu_specs)}
-        workers |= {f"cpu-{i}": cpu_spec for i in range(n_cpu)}
-
+        settings = {"memory_fraction": memory_fraction, "blas_threads": blas_threads}
+        gpus_of = gpu_options(tokens, protocol)
+        workers, cpu_spec = worker_specs(common, settings, (n_cpu, cpu_threads), gpus_of, emulated_gpus)
         scheduler = {
             "cls": Scheduler,
             "options": {
@@ -174,6 +161,33 @@ class LocalCluster(SpecCluster):
 
     def _new_worker_name(self, worker_number: int) -> str:
         return f"cpu-{worker_number}"
+
+
+def worker_specs(
+    common: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    cpu: tuple[int, int],
+    gpus: Sequence[Mapping[str, Any]],
+    emulated_gpus: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What SpecCluster starts: each worker's nanny by the worker's name, and the spec of one more CPU worker.
+
+    common: options of all workers. settings: of `DeviceSetup`. cpu: how many workers of how many threads. gpus: what
+    sets each GPU's worker apart.
+    """
+
+    def spec(kind: str, nthreads: int, device: Mapping[str, Any]) -> dict[str, Any]:
+        return {"cls": Nanny, "options": worker_options(common, DeviceSetup(kind, **settings), nthreads, device)}
+
+    # An empty list: a CUDA library in a CPU task would otherwise take device memory from the GPUs' own workers.
+    no_gpu = {"env": {"CUDA_VISIBLE_DEVICES": ""}}
+    n_cpu, cpu_threads = cpu
+    cpu_spec = spec("cpu", cpu_threads, no_gpu)
+    gpu_specs = [spec("gpu", 1, device) for device in gpus]
+    gpu_specs += [spec("emulated-gpu", 1, no_gpu) for _ in range(emulated_gpus)]
+    # GPU workers first: scaling down takes the last ones.
+    workers = {f"gpu-{i}": gpu_spec for i, gpu_spec in enumerate(gpu_specs)}
+    return workers | {f"cpu-{i}": cpu_spec for i in range(n_cpu)}, cpu_spec
 
 
 def worker_config() -> dict[str, Any]:

@@ -139,7 +139,7 @@ def is_small(p: Problem, home: Device, machine: Machine) -> bool:
     return one_block and p.flops / home.rate(p.dtype) <= 4 * machine.task_seconds
 
 
-def classes(pin: str | None, machine: Machine) -> list[tuple[tuple[Device, ...], float]]:
+def classes(pin: str | None, machine: Machine, dtype: DType) -> list[tuple[tuple[Device, ...], float]]:
     """The sets of devices that the pin allows, each with the factor by which it must beat the others."""
     cpus, gpus = machine.of_kind("cpu"), machine.of_kind("gpu")
     if pin == "cpu":
@@ -150,8 +150,9 @@ def classes(pin: str | None, machine: Machine) -> list[tuple[tuple[Device, ...],
         return [((gpus[int(pin[4:])],), 1.0)]
     if pin == "cpu+gpu":
         return [(cpus + gpus, 1.0)]
-    alone = [(d, 1.0) for d in (cpus, gpus) if d]
-    return [*alone, (cpus + gpus, MIXED_GAIN)] if len(alone) == 2 else alone
+    able = tuple(d for d in gpus if d.computes(dtype))
+    alone = [(d, 1.0) for d in (cpus, able) if d] or [(gpus, 1.0)]
+    return [*alone, (cpus + able, MIXED_GAIN)] if len(alone) == 2 else alone
 
 
 def slots_of(devices: Sequence[Device], dtype: DType) -> Slots:

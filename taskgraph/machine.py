@@ -60,6 +60,10 @@ class Device:
             known = known.get(dtype.name) or known.get("float64") or max(known.values())
         return float(known) * 1e9 / self.threads
 
+    def computes(self, dtype: DType) -> bool:
+        """Whether it has arithmetic of that dtype: an emulated GPU has the array API's types, not float16."""
+        return not self.emulated or dtype != "float16"
+
     @property
     def link(self) -> float:
         """Bytes per second between the host's memory and the device's; infinite for a CPU."""

@@ -213,7 +213,7 @@ def choose(node: Expr, machine: Machine) -> ProductPlan:
         alone = Choice(0.0, seconds, 0.0, p.m_blocks, p.n_blocks, 1, (1,), True)
         return _decided(p, alone, (None,), (machine.home,), False)
     options = []
-    for order, (devices, handicap) in enumerate(classes(node.device, machine)):
+    for order, (devices, handicap) in enumerate(classes(node.device, machine, p.dtype)):
         slots = slots_of(devices, p.dtype)
         choice = best_grid(p, slots, machine)
         options.append((choice.bytes_over, choice.seconds / handicap, order, choice, slots))

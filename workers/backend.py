@@ -139,11 +139,19 @@ def emulated_gpu() -> Backend:
         emulated=True,
         xp=array_api_strict,
         array_type=type(array_api_strict.empty(0)),
-        # copy: a real device never shares memory with the host, so neither does this one.
-        _to_device=lambda array: array_api_strict.asarray(array, device=device, copy=True),
+        _to_device=functools.partial(_to_emulated, device),
         _to_host=lambda array: np.asarray(array.to_device(host_device)),
         _synchronize=lambda: None,
     )
+
+
+def _to_emulated(device: Any, host: np.ndarray) -> Any:
+    import array_api_strict
+
+    if host.dtype == np.float16:
+        raise TypeError("an emulated GPU has only the array API's types, not float16: pin the work to 'cpu'")
+    # copy: a real device never shares memory with the host, so neither does this one.
+    return array_api_strict.asarray(host, device=device, copy=True)
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -162,7 +162,16 @@ def stay_near_gpu(pci_bus_id: str, sysfs: Path = Path("/sys/bus/pci/devices")) -
 
 
 @click.command()
-@click.option("--device", type=click.Choice(KINDS), default="auto", show_default=True, help="What computes.")
+@click.option(
+    "--device",
+    type=click.Choice(KINDS),
+    default="auto",
+    show_default=True,
+    # `dask worker --scheduler-file F ... --device cpu` takes the option for the scheduler's address.
+    envvar="TASKGRAPH_DEVICE",
+    show_envvar=True,
+    help="What computes.",
+)
 @click.option(
     "--memory-fraction",
     type=click.FloatRange(0, 1, min_open=True),

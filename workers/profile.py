@@ -104,9 +104,7 @@ def _gemm_seconds(backend: Backend, operand: Any) -> float:
     return _seconds(backend, lambda: backend.xp.matmul(operand, operand), clock)
 
 
-def _seconds(
-    backend: Backend, work: Callable[[], object], clock: Callable[[], float] = time.perf_counter
-) -> float:
+def _seconds(backend: Backend, work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     backend.synchronize()
     start = clock()
     work()
