@@ -24,5 +24,5 @@ def tangents(ys: Sequence[Tensor], xs: Sequence[Tensor], dxs: Sequence[Tensor]) 
         with pinned(node.device), labelled(gradient_label(node)):
             t = node.op.jvp(moving, Tensor(node), *[Tensor(i) for i in node.inputs], **node.params)
             if t is not None:
-                known[node] = t if t.shape == node.shape else broadcast_to(t, node.shape)
+                known[node] = t if t.shape == node.shape else broadcast_to(t, node.shape, chunks=node.chunks)
     return [known.get(y.expr) for y in ys]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from taskgraph.expr import Expr, gradient_label, labelled, pinned, topological
-from taskgraph.ops.create import FULL, scalar
+from taskgraph.ops.create import filled
 from taskgraph.ops.reduce import sum as sum_
 from taskgraph.ops.shape import reshape
-from taskgraph.tensor import Tensor, apply, as_tensor
+from taskgraph.tensor import Tensor, as_tensor
 
 
 def gradients(ys: Any, xs: Any, grad_ys: Any = None) -> Any:
@@ -62,25 +62,17 @@ def _check_real(name: str, t: Tensor) -> None:
 
 def _seeds(ys: Sequence[Tensor], grad_ys: Any) -> list[Tensor]:
     if grad_ys is None:
-        return [_filled(y, 1.0) for y in ys]
+        return [filled(y, 1.0) for y in ys]
     given = list(grad_ys) if isinstance(grad_ys, list | tuple) else [grad_ys]
     if len(given) != len(ys):
         raise ValueError(f"gradients: {len(given)} cotangents for {len(ys)} results")
     seeds = []
     for n, (y, g) in enumerate(zip(ys, given, strict=True)):
-        ct = _filled(y, 1.0) if g is None else as_tensor(g)
+        ct = filled(y, 1.0) if g is None else as_tensor(g)
         if ct.shape != y.shape:
             raise ValueError(f"gradients: ys[{n}] is {y.shape}, its cotangent is {ct.shape}")
         seeds.append(ct if ct.dtype == y.dtype else ct.astype(y.dtype))
     return seeds
-
-
-def _filled(t: Tensor, value: float) -> Tensor:
-    return (
-        apply(FULL, shape=t.shape, dtype=t.dtype, chunks=t.chunks, fill_value=value)
-        if t.shape
-        else scalar(value, t.dtype)
-    )
 
 
 def _backpropagate(ys: Sequence[Tensor], seeds: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
@@ -97,7 +89,7 @@ def _backpropagate(ys: Sequence[Tensor], seeds: Sequence[Tensor], xs: Sequence[T
             for i, t in zip(node.inputs, _pull_back(node, ct), strict=True):
                 if t is not None and i in needed:
                     _accumulate(cotangents, i, _summed_to(t, i.shape))
-    return [cotangents[x.expr] if x.expr in cotangents else _filled(x, 0.0) for x in xs]
+    return [cotangents[x.expr] if x.expr in cotangents else filled(x, 0.0) for x in xs]
 
 
 def _depending_on(xs: set[Expr], order: Sequence[Expr]) -> set[Expr]:

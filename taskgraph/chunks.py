@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,16 @@ def aligned(wanted: Chunks, shape: Shape) -> Chunks:
 
 def normalize(chunks: Any, shape: Shape, dtype: DType) -> Chunks:
     """Chunks as Dask takes them ("auto", a number, one per axis) as block sizes; "auto" follows `array.chunk-size`."""
-    return tuple(tuple(int(c) for c in axis) for axis in normalize_chunks(chunks, shape=shape, dtype=dtype))
+    try:
+        found = normalize_chunks(chunks, shape=shape, dtype=dtype)
+    except ZeroDivisionError:  # Dask divides the bytes of a block by the shape: where it has a 0, nothing is to be cut
+        return single(shape)
+    return tuple(tuple(int(c) for c in axis) for axis in found)
+
+
+def single(shape: Shape) -> Chunks:
+    """All one block."""
+    return tuple((s,) for s in shape)
 
 
 def numblocks(chunks: Chunks) -> tuple[int, ...]:
@@ -63,11 +73,7 @@ def offsets(sizes: Sequence[int]) -> tuple[int, ...]:
     >>> offsets((3, 3, 1))
     (0, 3, 6)
     """
-    starts, at = [], 0
-    for s in sizes:
-        starts.append(at)
-        at += s
-    return tuple(starts)
+    return tuple(itertools.accumulate(sizes, initial=0))[:-1]
 
 
 def refine(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
@@ -76,5 +82,5 @@ def refine(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
     >>> refine((4, 4), (2, 6))
     (2, 2, 4)
     """
-    ends = sorted({sum(c[: i + 1]) for c in (one, other) for i in range(len(c))})
+    ends = sorted({*itertools.accumulate(one), *itertools.accumulate(other)})
     return tuple(e - s for s, e in zip([0, *ends[:-1]], ends, strict=True) if e > s) or (0,)

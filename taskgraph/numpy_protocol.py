@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 ALIASES = {
     "absolute": "abs", "arccos": "acos", "arccosh": "acosh", "arcsin": "asin", "arcsinh": "asinh", "arctan": "atan",
     "arctan2": "atan2", "arctanh": "atanh", "invert": "bitwise_invert", "left_shift": "bitwise_left_shift",
-    "right_shift": "bitwise_right_shift", "power": "pow", "rint": "round", "true_divide": "divide", "conjugate": "conj",
+    "right_shift": "bitwise_right_shift", "power": "pow", "true_divide": "divide", "conjugate": "conj",
     "amax": "max", "amin": "min", "concatenate": "concat", "transpose": "permute_dims",
 }  # fmt: skip
 
@@ -24,7 +25,11 @@ def _ours(name: str) -> Any:
 
 def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`Tensor.__array_ufunc__`: plain calls of ufuncs that we have."""
-    found = _ours(ufunc.__name__)
+    from taskgraph.ops.elementwise import rint
+
+    found = (
+        rint if ufunc is np.rint else _ours(ufunc.__name__)
+    )  # NumPy's gives floats, the standard's round keeps integers
     if method != "__call__" or kwargs or found is None:
         return NotImplemented
     return found(*inputs)
@@ -38,23 +43,21 @@ def call_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     found = _ours(name)
     if found is None or getattr(np, name, None) is not func:
         return NotImplemented
-    more = dict(kwargs)
+    positional, more = _arguments(func, found, args, kwargs)
     if "ddof" in more:
         more["correction"] = more.pop("ddof")
-    first, *rest = args
-    if name in ("roll", "tril", "triu") and len(rest) == (name == "roll") + 1:
-        more["axis" if name == "roll" else "k"] = rest.pop()
     if name == "transpose":
-        axes = rest[0] if rest else more.get("axes")
-        return found(first, tuple(reversed(range(first.ndim))) if axes is None else axes)
-    if name in _AXIS_SECOND and len(rest) == 1:
-        more["axis"], rest = rest[0], []
-    if name == "tensordot" and len(rest) == 2:
-        more["axes"], rest = rest[1], rest[:1]
-    return found(first, *rest, **more)
+        positional, axes = positional[:1], [*positional[1:], more.get("axes")][0]
+        return found(*positional, tuple(reversed(range(positional[0].ndim))) if axes is None else axes)
+    return found(*positional, **more)
 
 
-_AXIS_SECOND = {
-    "sum", "prod", "max", "min", "amax", "amin", "mean", "std", "var", "any", "all", "argmax", "argmin", "concatenate",
-    "stack", "expand_dims", "flip", "count_nonzero",
-}  # fmt: skip
+def _arguments(func: Any, ours: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """A call of NumPy's as one of ours: what NumPy takes by position, the array API often takes by name."""
+    parameters = inspect.signature(ours).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return list(args), dict(kwargs)
+    names = list(inspect.signature(func).parameters)
+    given = dict(zip(names, args, strict=False)) | kwargs
+    first = names[: sum(p.kind is not p.KEYWORD_ONLY for p in parameters)]
+    return [given.pop(n) for n in first if n in given], given

@@ -65,6 +65,11 @@ def primitive(name: str, **columns: Any) -> Primitive:
     return TABLE[name]
 
 
+def is_dask(xp: Any) -> bool:
+    """Whether the namespace that an "array" row is lowered onto is `dask.array`, whose names are NumPy's older ones."""
+    return bool(xp.__name__ == "dask.array")
+
+
 def find(name: str) -> Primitive:
     """The row of that name; a worker that gets a task calls this, so it makes sure that the rows are there."""
     import taskgraph.ops  # noqa: F401  (the rows enter the table)

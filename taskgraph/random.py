@@ -1,6 +1,6 @@
 """Random numbers that are the same wherever they are made and however the array is cut.
 
-Design note. An array of random numbers is divided into fixed cells (at most 2**20 elements, by its shape alone). A cell
+Design note. An array of random numbers is divided into fixed cells (at most 2**16 elements, by its shape alone). A cell
 is drawn from a counter-based generator (Philox4x64; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11)
 whose key is the seed and whose counter starts at the cell's number, so a worker makes any block from the position of
 the block alone. Neither the chunks nor the device changes a number: the plan may cut a source as it likes, and a
@@ -10,7 +10,6 @@ product can make its operands where it needs them. The cost is that a block whic
 from __future__ import annotations
 
 import itertools
-import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from taskgraph.expr import DType, Shape
-from taskgraph.ops.create import make, source
+from taskgraph.ops.create import make, sizes, source
 from taskgraph.tensor import Tensor
 
-CELL = 2**20  # elements: 8 MiB of float64 at most to draw for one element, 10 ms
-EDGE = 1024  # of a cell along the last two axes, so that cells of a matrix are square
+CELL = 2**16  # elements: half a millisecond to draw for one element; smaller ones would slow large blocks down
+EDGE = 256  # of a cell along the last two axes, so that cells of a matrix are square
 
 
 def _cell_shape(shape: Shape) -> Shape:
@@ -166,7 +165,5 @@ def randn(
     device: str | None = None,
 ) -> Tensor:
     """Standard normal numbers, as `torch.randn`: float32 where no dtype is given; from `seed`, or else from entropy."""
-    if len(shape) == 1 and not isinstance(shape[0], int | np.integer):
-        (shape,) = shape
-    math.prod(shape)  # TypeError now for what is no shape
-    return default_rng(seed).standard_normal(tuple(shape), dtype, chunks=chunks, device=device)
+    wanted = sizes("randn", shape[0] if len(shape) == 1 else shape)
+    return default_rng(seed).standard_normal(wanted, dtype, chunks=chunks, device=device)

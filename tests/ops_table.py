@@ -25,6 +25,11 @@ def positive(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.uniform(0.5, 2.0, shape)
 
 
+def with_zeros(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A third of the elements zero, and often two in one row."""
+    return np.where(rng.uniform(size=shape) < 0.34, 0.0, rng.standard_normal(shape))
+
+
 def unit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.uniform(-0.8, 0.8, shape)
 
@@ -70,9 +75,7 @@ def _unary(name: str, draw: Draw = normal, numpys: Any = None, smooth: bool = Tr
     return [Case(name, getattr(tg, name), f, (draw,), (s,), smooth) for s in ((7, 5), (), (4,))]
 
 
-def _binary(
-    name: str, draws: Sequence[Draw] = (normal, normal), numpys: Any = None, smooth: bool = True
-) -> list[Case]:
+def _binary(name: str, draws: Sequence[Draw] = (normal, normal), numpys: Any = None, smooth: bool = True) -> list[Case]:
     f = numpys or getattr(np, name)
     shapes = (((7, 5), (7, 5)), ((7, 5), (5,)), ((7, 1), (1, 5)), ((), (4,)))
     return [Case(name, getattr(tg, name), f, tuple(draws), s, smooth) for s in shapes]
@@ -141,13 +144,22 @@ CASES: list[Case] = [
     *_of("maximum", lambda x: tg.clip(x, -0.5, 0.5), lambda x: np.clip(x, -0.5, 0.5), (7, 5)),
     # -- reductions
     *[c for n in ("sum", "mean", "max", "min", "var", "std") for c in _reduce(n)],
-    *_reduce("prod", positive),
+    *_reduce("prod", positive), *_reduce("prod", with_zeros),
     *_reduce("all", booleans, smooth=False), *_reduce("any", booleans, smooth=False),
     *_reduce("argmax", smooth=False), *_reduce("argmin", smooth=False),
     *_of("sum", tg.count_nonzero, np.count_nonzero, (7, 5), draw=integers, smooth=False),
     *_of("sum", tg.logsumexp, lambda x: np.log(np.exp(x).sum()), (7, 5)),
     *_of("sum", lambda x: tg.logsumexp(x, axis=1), lambda x: np.log(np.exp(x).sum(1)), (7, 5)),
     *_of("var", lambda x: tg.var(x, axis=0, correction=1), lambda x: np.var(x, axis=0, ddof=1), (7, 5)),
+    *[c for draw in (positive, with_zeros)
+      for c in _of("cumulative_prod", lambda x: tg.cumulative_prod(x, axis=1), lambda x: np.cumprod(x, axis=1), (4, 5),
+                   draw=draw)],
+    *_of("cumulative_prod", lambda x: tg.cumulative_prod(x, include_initial=True),
+         lambda x: np.concatenate([[1], np.cumprod(x)]), (7,)),
+    *_of("subtract", tg.diff, np.diff, (7, 5)),
+    *_of("subtract", lambda x, y: tg.diff(x, axis=0, n=2, prepend=y), lambda x, y: np.diff(x, axis=0, n=2, prepend=y),
+         (7, 5), (2, 5)),
+    *_of("not_equal", tg.diff, np.diff, (7, 5), draw=booleans, smooth=False),
     *_of("cumulative_sum", lambda x: tg.cumulative_sum(x, axis=1), lambda x: np.cumsum(x, axis=1), (7, 5)),
     *_of("cumulative_sum", lambda x: tg.cumulative_sum(x, include_initial=True),
          lambda x: np.concatenate([[0], np.cumsum(x)]), (7,)),
@@ -195,6 +207,8 @@ CASES: list[Case] = [
           ("eye", "ii->i", (4, 4)), ("eye", "ii", (4, 4)), ("multiply", "i,j->ij", (3,), (4,)),
           ("matmul", "ij,ij->i", (3, 4), (3, 4)), ("matmul", "ijk,kl,jm->ilm", (3, 4, 5), (5, 2), (4, 3)),
           ("matmul", "...ij,jk", (2, 3, 4), (4, 5)), ("multiply", "ij,k->i", (3, 4), (5,)),
+          ("multiply", "ij,ij->ij", (3, 4), (1, 4)), ("matmul", "...ij,...jk", (1, 2, 3), (2, 3, 4)),
+          ("multiply", "ij,ij->i", (3, 4), (3, 1)), ("eye", "iijj->ji", (3, 3, 2, 2)),
       )],
     # -- markers and creation
     *_of("stop_gradient", tg.stop_gradient, lambda x: x, (7, 5), smooth=False),
@@ -203,6 +217,98 @@ CASES: list[Case] = [
     *_of("arange", lambda x: x + tg.arange(1, 11, 2), lambda x: x + np.arange(1, 11, 2), (7, 5)),
     *_of("linspace", lambda x: x + tg.linspace(0, 1, 5), lambda x: x + np.linspace(0, 1, 5), (7, 5)),
     *_of("eye", lambda x: x + tg.eye(7, 5, k=1), lambda x: x + np.eye(7, 5, k=1), (7, 5)),
+]  # fmt: skip
+
+Build = Callable[[Any], Any]
+
+
+def both(name: str, f: Callable[[Any, Any], Any]) -> tuple[str, Build, Callable[[], Any]]:
+    """`f(xp, array)` with our namespace and with NumPy's; `array` makes an input, ours in some blocks."""
+    return name, lambda array: f(tg, array), lambda: f(np, np.asarray)
+
+
+def edge(name: str, ours: Build, expected: Any) -> tuple[str, Build, Callable[[], Any]]:
+    return name, ours, lambda: expected
+
+
+BYTES = np.array([[100, 100, 100], [1, 2, 3]], "i1")
+TRUTHS = BYTES > 1
+EMPTY = np.zeros((0, 4))
+ODD = np.array([[1, np.inf], [np.nan, 3]])
+UNSIGNED = np.array([1, 255], "u1")
+
+#: Calls at the edges of what an operation takes, with what NumPy answers: types, no elements, ends of ranges.
+EDGES: list[tuple[str, Build, Callable[[], Any]]] = [
+    *[both(f"slice {s}", lambda xp, array, s=s: array(np.arange(10))[s])
+      for s in (slice(-100, None, -1), slice(3, 5, -1), slice(100, None, -3), slice(None, -100, -1), slice(5, 2))],
+    both("mean of halves", lambda xp, array: xp.mean(array(np.full(1000, 300, "f2")))),
+    edge("var of halves", lambda array: tg.var(array(np.full(1000, 300, "f2"))), np.float16(0)),
+    edge("std of halves", lambda array: tg.std(array(np.array([-2e4, 2e4], "f2"))), np.float16(2e4)),
+    *[both(f"einsum {s} of {ops[0].dtype}", lambda xp, array, s=s, ops=ops: xp.einsum(s, *[array(o) for o in ops]))
+      for s, *ops in (
+          ("ij->i", BYTES), ("ij,kj", BYTES, BYTES), ("ij,kj->i", BYTES, BYTES), ("ii", BYTES[:, :2]),
+          ("ij->j", TRUTHS), ("ii->i", TRUTHS[:, :2]), ("i,ij->j", BYTES[:, 0], TRUTHS),
+          ("ij,jk,kl->il", BYTES, BYTES.T.astype("i2"), BYTES),
+          ("i,i->i", np.ones(1), np.ones(1)), ("i,i", np.ones(0), np.ones(1)),
+      )],
+    edge("einsum of a trace beside inf and nan", lambda array: tg.einsum("ii", array(ODD)), np.float64(4)),
+    *[both(f"vecdot of {x.dtype}", lambda xp, array, x=x: xp.vecdot(array(x), array(x))) for x in (BYTES, TRUTHS)],
+    # -- no elements
+    edge("concat with nothing", lambda array: tg.concat([array(EMPTY), array(np.ones((5, 4))), array(EMPTY)]),
+         np.ones((5, 4))),
+    *[edge(f"concat of nothing along {a}", lambda array, a=a: tg.concat([array(EMPTY), array(EMPTY)], axis=a),
+           np.zeros(s)) for a, s in ((0, (0, 4)), (1, (0, 8)))],
+    edge("cumulative_sum of nothing", lambda array: tg.cumulative_sum(array(np.zeros(0)), include_initial=True),
+         np.zeros(1)),
+    *[edge(f"{name} of nothing", lambda array, f=f: f(array(EMPTY)), expected) for name, f, expected in (
+        ("reshape", lambda z: tg.reshape(z, (2, 0)), np.zeros((2, 0))), ("roll", lambda z: tg.roll(z, 1), EMPTY),
+        ("roll along 1", lambda z: tg.roll(z, 1, axis=1), EMPTY), ("flip", tg.flip, EMPTY),
+        ("tile", lambda z: tg.tile(z, (2, 3)), np.zeros((0, 12))), ("repeat", lambda z: tg.repeat(z, 2), np.zeros(0)),
+        ("outer", lambda z: tg.outer(z[:, 0], tg.zeros(4, chunks=2)), np.zeros((0, 4))),
+        ("tensordot", lambda z: tg.tensordot(z, tg.zeros((4, 3), chunks=2), axes=1), np.zeros((0, 3))),
+        ("tensordot over it", lambda z: tg.tensordot(z.T, z, axes=1), np.zeros((4, 4))),
+        ("stack", lambda z: tg.stack([z, z], axis=1), np.zeros((0, 2, 4))),
+        ("max", lambda z: tg.max(z, axis=1), np.zeros(0)), ("argmax", lambda z: tg.argmax(z, axis=1), np.zeros(0, int)),
+        ("sum", lambda z: tg.sum(z, axis=0), np.zeros(4)), ("triu", tg.triu, EMPTY), ("diff", tg.diff, EMPTY[:, 1:]),
+        ("the gradient of a product", lambda z: tg.gradients(tg.prod(z), z), EMPTY),
+    )],
+    # -- types
+    both("linspace of integers", lambda xp, array: xp.linspace(-1, 1, 4, dtype=int)),
+    both("tril of booleans", lambda xp, array: xp.tril(array(np.ones((3, 3), bool)))),
+    both("triu of booleans", lambda xp, array: xp.triu(array(np.ones((3, 3), bool)), k=1)),
+    both("imag of inf", lambda xp, array: xp.imag(array(np.array([np.inf, 1])))),
+    both("imag of booleans", lambda xp, array: xp.imag(array(np.array([True])))),
+    *[both(f"{name} of complex", lambda xp, array, f=f: f(xp, array(np.array([1j, 0, 2])))) for name, f in {
+        "logical_and": lambda xp, t: xp.logical_and(t, 1j), "logical_not": lambda xp, t: xp.logical_not(t),
+        "count_nonzero": lambda xp, t: xp.count_nonzero(t, axis=0), "where": lambda xp, t: xp.where(t, 1, 0),
+        "astype": lambda xp, t: xp.astype(t, bool),
+    }.items()],
+    *[both(f"{name} a number beyond the type", lambda xp, array, f=f: f(array(UNSIGNED))) for name, f in {
+        "==": lambda t: t == 300, "!=": lambda t: t != 300, "<": lambda t: t < -1, ">": lambda t: t > -1,
+        ">=": lambda t: t >= 2**70, "<=": lambda t: t <= 2**70,
+    }.items()],
+    both("300 > uint8", lambda xp, array: xp.greater(300, array(UNSIGNED))),
+    both("int64 < 2**70", lambda xp, array: array(np.array([1, 2])) < 2**70),
+    both("clip promotes all", lambda xp, array: xp.clip(array(np.array([True])), 1, array(np.array([2], "f4")))),
+    both("clip from above", lambda xp, array: xp.clip(array(np.array([1, 5, 9])), None, 6)),
+    both("sum in a small type", lambda xp, array: xp.sum(array(BYTES), dtype="i1")),
+    *[both(f"arange{args} {kw}", lambda xp, array, args=args, kw=kw: xp.arange(*args, **kw)) for args, kw in (
+        ((2**63, 2**63 + 3), {"dtype": "u8"}), ((5, 0, -2), {"dtype": "u8"}), ((2**63, 2**63 + 5, 2), {}),
+        ((-3, 3), {"dtype": "i1"}), ((10, 0, -3), {}), ((0, 1, 0.25), {}), ((1.5, 4), {}), ((5,), {"dtype": "f4"}),
+    )],
+    both("zeros of no size", lambda xp, array: xp.zeros((10**9, 0))),
+    both("numbers of NumPy", lambda xp, array: np.float64(2) * array(np.ones(3, "f4")) * np.array(3, "f8")),
+    both("where of NumPy's numbers", lambda xp, array: xp.where(array([True]), np.float32(1), np.array(2, "f2"))),
+    edge("another byte order", lambda array: array(np.arange(3, dtype=">f4")) + np.array(1, ">i2"),
+         np.arange(1, 4, dtype="f4")),
+    *[both(f"{f.__name__} of integers", lambda xp, array, f=f: f(array(np.array([1, 2], "i1"))))
+      for f in (np.rint, np.ceil, np.round)],
+    both("repeat by position", lambda xp, array: np.repeat(array(BYTES), 2, 0)),
+    both("repeat by name", lambda xp, array: np.repeat(array(BYTES), repeats=2, axis=1)),
+    both("clip by name", lambda xp, array: np.clip(array(BYTES), a_min=2, a_max=3)),
+    both("transpose by name", lambda xp, array: np.transpose(array(BYTES), axes=(1, 0))),
+    both("concatenate by position", lambda xp, array: np.concatenate([array(BYTES), array(BYTES)], 1)),
+    both("diff by position", lambda xp, array: np.diff(array(BYTES), 1, 0)),
 ]  # fmt: skip
 
 #: Rows that have no function of arrays to try: data and what stands for it; they have tests of their own.

@@ -168,7 +168,19 @@ SHAPES = [
         bad(f"{n}, axis twice", lambda n=n: getattr(tg, n)(X, axis=(1, -1)), ValueError, n, "twice")
         for n in ("sum", "prod", "mean", "max", "min", "all", "any", "var")
     ],
-    bad("sum, axis of another type", lambda: tg.sum(X, axis=1.5), TypeError),
+    *[
+        bad(f"{n}, axis {a!r}", lambda n=n, a=a: getattr(tg, n)(X, axis=a), TypeError, f"{n}: axis", repr(a))
+        for n in ("sum", "mean", "max", "std", "logsumexp", "count_nonzero", "flip", "cumulative_prod", "diff")
+        for a in (1.5, "a")
+    ],
+    bad("zeros of a number", lambda: tg.zeros(2.5), TypeError, "zeros: shape", "2.5"),
+    bad("ones of a word", lambda: tg.ones("a"), TypeError, "ones: shape", "'a'"),
+    bad("roll by a fraction", lambda: tg.roll(X, 1.5), TypeError, "roll: shift", "1.5"),
+    bad("tile by a fraction", lambda: tg.tile(X, 1.5), TypeError, "tile", "1.5"),
+    bad("linspace of a fraction", lambda: tg.linspace(0, 1, 2.5), TypeError, "linspace: num", "2.5"),
+    bad("diff, how often", lambda: tg.diff(X, n=-1), ValueError, "diff", "-1"),
+    bad("argmax along what is empty", lambda: tg.argmax(tg.zeros((0, 3)), axis=0), ValueError, "argmax", "(0, 3)"),
+    bad("einsum, a diagonal of one", lambda: tg.einsum("ii->i", tg.ones((1, 3))), ValueError, "einsum", "(1, 3)"),
     bad("argmax, two axes", lambda: tg.argmax(X, axis=(0, 1)), TypeError, "argmax", "(0, 1)"),
     *[
         bad(f"{n} of nothing", lambda n=n: getattr(tg, n)(tg.zeros((0, 3))), ValueError, n, "(0, 3)")
@@ -187,7 +199,7 @@ SHAPES = [
         )
         for s in ((4, 2), (-1, -1), (4, -1), (-6,))
     ],
-    bad("reshape to a fraction", lambda: tg.reshape(X, (2.0, 3.0)), TypeError, "float"),
+    bad("reshape to a fraction", lambda: tg.reshape(X, (2.0, 3.0)), TypeError, "reshape: shape", "(2.0, 3.0)"),
     bad("expand_dims", lambda: tg.expand_dims(X, axis=5), ValueError, "expand_dims", "axis 5"),
     bad("squeeze", lambda: tg.squeeze(X, 0), ValueError, "squeeze", "axis 0", "'X'", "length 2"),
     bad("permute_dims, an axis twice", lambda: tg.permute_dims(X, (0, 0)), ValueError, "permute_dims", "(0, 0)", "'X'"),
@@ -220,10 +232,10 @@ SHAPES = [
     bad("rechunk, dimensions", lambda: X.rechunk((5, 5, 5)), ValueError, "(5, 5, 5)", "(2, 3)"),
     bad("rechunk, sizes", lambda: X.rechunk(((1, 2), (3,))), ValueError, "((1, 2), (3,))", "(2, 3)"),
     bad("zeros of a negative size", lambda: tg.zeros((2, -1)), ValueError, "(2, -1)"),
-    bad("zeros of a fraction", lambda: tg.zeros((2.5,)), TypeError, "float"),
-    bad("eye of a fraction", lambda: tg.eye(2.5), TypeError, "float"),
+    bad("zeros of a fraction", lambda: tg.zeros((2.5,)), TypeError, "zeros: shape", "2.5"),
+    bad("eye of a fraction", lambda: tg.eye(2.5), TypeError, "eye: shape", "2.5"),
     bad("randn of a negative size", lambda: tg.randn(2, -1), ValueError, "(2, -1)"),
-    bad("randn of a fraction", lambda: tg.randn(2.5), TypeError),
+    bad("randn of a fraction", lambda: tg.randn(2.5), TypeError, "randn: shape", "2.5"),
     bad("linspace", lambda: tg.linspace(0, 1, -1), ValueError, "linspace", "-1"),
     bad("arange", lambda: tg.arange(0, 1, 0), ValueError, "arange", "step"),
     bad("a ragged list", lambda: tg.asarray([[1], [1, 2]]), ValueError, "inhomogeneous"),
@@ -261,7 +273,16 @@ DTYPES = [
         "<U1",
     ),
     bad("from_dask of a list", lambda: tg.from_dask([1]), TypeError, "from_dask", "list"),
-    bad("sin of a string", lambda: tg.sin("a"), TypeError, "numeric"),
+    bad("sin of a string", lambda: tg.sin("a"), TypeError, "sin", "numeric"),
+    bad("where of a string", lambda: tg.where(X > 0, "a", 1), TypeError, "where", "numeric"),
+    bad("clip by a string", lambda: tg.clip(X, "a"), TypeError, "clip", "numeric"),
+    bad("matmul with a string", lambda: tg.matmul(X, "a"), TypeError, "matmul", "numeric"),
+    bad("sum of a string", lambda: tg.sum("a"), TypeError, "sum", "numeric"),
+    bad("var, correction", lambda: tg.var(X, correction="a"), TypeError, "var", "correction", "'a'"),
+    bad("std, correction", lambda: tg.std(X, correction=None), TypeError, "std", "correction", "None"),
+    bad("a masked array", lambda: tg.asarray(np.ma.array([1, 2], mask=[0, 1])), TypeError, "masked", "filled"),
+    bad("a masked operand", lambda: V * np.ma.masked, TypeError, "multiply", "masked"),
+    bad("a masked Dask array", lambda: tg.from_dask(da.ma.masked_equal(da.arange(3), 1)), TypeError, "masked"),
     *[bad(f"X + {x!r}", lambda x=x: X + x, TypeError, "+") for x in ("a", None, {})],
     bad("complex to real", lambda: tg.astype(COMPLEX, "float64"), TypeError, "astype", "complex", "real(x)"),
     bad("complex asarray real", lambda: tg.asarray(COMPLEX, dtype=float), TypeError, "complex", "real(x)"),
@@ -281,6 +302,7 @@ DTYPES = [
     bad("floor of complex", lambda: tg.floor(COMPLEX), TypeError, "floor", "complex128"),
     bad("a number too big", lambda: tg.asarray([1], dtype="int8") + 300, OverflowError, "300", "int8"),
     bad("too few arguments", lambda: tg.add(X), TypeError, "add", "2"),
+    bad("by name", lambda: tg.add(X, x2=X), TypeError, "add()", "'x2'"),
     bad("random integers", lambda: tg.random.default_rng(0).random(3, dtype=int), TypeError, "random", "int64"),
     bad("integers of floats", lambda: tg.random.default_rng(0).integers(3, size=3, dtype=float), TypeError, "float64"),
     bad(

@@ -66,9 +66,7 @@ def test_info_names_what_is_emulated() -> None:
 
 
 def test_demo() -> None:
-    done = command(
-        "-m", "taskgraph", "demo", "--n", "512", "--steps", "300", "--gpus", "0", "--emulated-gpus", "1"
-    )
+    done = command("-m", "taskgraph", "demo", "--n", "512", "--steps", "300", "--gpus", "0", "--emulated-gpus", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout
     assert "emulated" in done.stdout

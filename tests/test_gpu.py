@@ -261,8 +261,6 @@ class TestCluster:
         """Every thread of a GPU worker may run on the same cores: none was left behind."""
 
         def affinities():
-            return {
-                tuple(sorted(os.sched_getaffinity(int(thread)))) for thread in os.listdir("/proc/self/task")
-            }
+            return {tuple(sorted(os.sched_getaffinity(int(thread)))) for thread in os.listdir("/proc/self/task")}
 
         assert len(client.submit(affinities, workers=["gpu-0"], pure=False).result(timeout=WAIT_S)) == 1

@@ -92,9 +92,7 @@ class TestWorkers:
             import threadpoolctl
 
             np.ones((2, 2)) @ np.ones((2, 2))
-            return [
-                pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"
-            ]
+            return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
 
         for counts in client.run(blas_threads).values():
             assert set(counts) == {1}
@@ -141,9 +139,7 @@ class TestTilesBetweenProcesses:
     )
     def test_gpu_to_worker(self, client, tile, worker, expected):
         future, value = tile
-        assert (
-            client.submit(type_name, future, workers=[worker], pure=False).result(timeout=WAIT_S) == expected
-        )
+        assert client.submit(type_name, future, workers=[worker], pure=False).result(timeout=WAIT_S) == expected
         back = client.submit(np.asarray, future, workers=[worker], pure=False).result(timeout=WAIT_S)
         np.testing.assert_array_equal(back, value)
 
@@ -156,9 +152,7 @@ class TestTilesBetweenProcesses:
     @pytest.mark.parametrize("worker", ["gpu-1", "cpu-0"])
     def test_a_product_of_tiles_from_another_process(self, client, tile, worker):
         future, value = tile
-        product = client.submit(
-            run, gemm_panel, [future, future], [future, future], workers=[worker], pure=False
-        )
+        product = client.submit(run, gemm_panel, [future, future], [future, future], workers=[worker], pure=False)
         np.testing.assert_array_equal(product.result(timeout=WAIT_S), 2 * value @ value)
 
     def test_cpu_to_gpu(self, client):
@@ -175,9 +169,7 @@ class TestTilesBetweenProcesses:
     def test_a_large_tile_both_ways(self, client):
         # Larger than one frame (64 MiB), so that it travels in parts.
         columns = 3 * 2**20
-        tile = client.submit(
-            run, lambda xp, a: a + 1, np.zeros((8, 1), "int32"), workers=["gpu-0"], pure=False
-        )
+        tile = client.submit(run, lambda xp, a: a + 1, np.zeros((8, 1), "int32"), workers=["gpu-0"], pure=False)
         wide = client.submit(run, lambda xp, a: xp.tile(a, (1, columns)), tile, workers=["gpu-1"], pure=False)
         total = client.submit(lambda a: int(np.asarray(a).sum()), wide, workers=["cpu-0"], pure=False)
         assert total.result(timeout=WAIT_S) == 8 * columns
@@ -217,9 +209,7 @@ class TestLifeOfACluster:
             pids = [nanny.process.pid for nanny in cluster.workers.values()]
             assert len(pids) == 2
             assert all(psutil.pid_exists(pid) for pid in pids)
-        _gone, alive = psutil.wait_procs(
-            [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10
-        )
+        _gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
         assert alive == []
 
     def test_options_reach_the_workers(self, tmp_path):
@@ -339,9 +329,7 @@ class TestArguments:
             LocalCluster(**{"gpus": 0, "cpu_workers": 1} | arguments)
         assert len(psutil.Process().children(recursive=True)) <= len(children)
 
-    @pytest.mark.parametrize(
-        "keyword", ["local_directory", "env", "plugins", "resources", "preload", "death_timeout"]
-    )
+    @pytest.mark.parametrize("keyword", ["local_directory", "env", "plugins", "resources", "preload", "death_timeout"])
     def test_worker_keywords(self, keyword):
         check_worker_keywords({keyword: None})
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import subprocess
+import sys
 import zlib
+from collections.abc import Callable
+from typing import Any
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
-from ops_table import CASES, WITHOUT_CASES, Case
+from ops_table import CASES, EDGES, WITHOUT_CASES, Case
 
 import taskgraph as tg
 from autodiff.forward import tangents
@@ -143,3 +151,95 @@ def test_ties_and_zeros() -> None:
     p = tg.asarray([0.0, 1.0])
     np.testing.assert_array_equal(tg.gradients(p**3.0, p).compute(), [0, 3])
     np.testing.assert_array_equal(tg.gradients(tg.pow(p, tg.zeros(2)), p).compute(), [0, 0])
+
+
+@pytest.mark.parametrize("chunks", [-1, 2])
+@pytest.mark.parametrize(("ours", "expected"), [e[1:] for e in EDGES], ids=[e[0] for e in EDGES])
+def test_edges(ours: Callable[[Any], Any], expected: Callable[[], Any], chunks: int) -> None:
+    t, wanted = ours(lambda x: tg.asarray(x, chunks=chunks)), np.asarray(expected())
+    with dask.config.set({"array.chunk-size": "64B"}):
+        found = np.asarray(t.compute(scheduler="synchronous"))
+    assert (t.shape, t.dtype) == (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+    np.testing.assert_allclose(found, wanted)
+
+
+def test_the_smallest_chunk_size_cuts_nothing_of_no_size() -> None:
+    with dask.config.set({"array.chunk-size": "64B"}):
+        assert tg.zeros((10**9, 0)).chunks == ((10**9,), (0,))
+        assert tg.zeros((0, 1000, 1000)).compute(scheduler="synchronous").shape == (0, 1000, 1000)
+
+
+def test_a_product_has_its_second_derivatives_where_elements_are_zero() -> None:
+    x = tg.asarray([0.0, 2.0, 3.0])
+    first = tg.gradients(tg.prod(x), x)
+    hessian = [tg.gradients(first[i], x).compute(scheduler="synchronous") for i in range(3)]
+    np.testing.assert_array_equal(hessian, [[0, 3, 2], [3, 0, 0], [2, 0, 0]])
+    y = tg.asarray([[0.0, 2.0], [0.0, 3.0]], chunks=1)
+    second = tg.gradients(tg.gradients(tg.prod(y), y)[0, 0], y)
+    np.testing.assert_array_equal(second.compute(scheduler="synchronous"), [[0, 0], [6, 0]])
+    third = tg.gradients(tg.gradients(tg.gradients(tg.prod(y), y)[0, 0], y)[1, 0], y)
+    np.testing.assert_array_equal(third.compute(scheduler="synchronous"), [[0, 3], [0, 2]])
+
+
+def test_gradients_of_moments_at_their_edges() -> None:
+    x = tg.asarray(np.ones(70000, "f2"), chunks=10000)  # its size is beyond half precision
+    np.testing.assert_array_equal(tg.gradients(tg.mean(x), x)[:2].compute(), np.full(2, 1 / 70000, "f2"))
+    y = tg.asarray([1.0, 2.0, 4.0])
+    assert not np.isfinite(tg.gradients(tg.var(y, correction=3), y).compute()).any()  # NumPy's variance is infinite
+
+
+REDUCTIONS: dict[str, Callable[[tg.Tensor], tg.Tensor]] = {
+    "sum": tg.sum,
+    "mean": tg.mean,
+    "sum of squares of sums": lambda t: tg.sum(tg.sum(t, axis=0) ** 2),
+    "max": tg.max,
+    "deviation": lambda t: tg.sum(tg.std(t, axis=1)),
+    "logsumexp": lambda t: tg.sum(tg.logsumexp(t, axis=1)),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_the_gradient_of_a_reduction_keeps_the_blocks(name: str) -> None:
+    x, p = tg.zeros((200, 20), chunks=(10, 20)), tg.zeros(20)
+    g = tg.gradients(REDUCTIONS[name](tg.tanh(x + p)), x)
+    keys = [k[0] if isinstance(k, tuple) else k for k in g.__dask_graph__()]
+    assert g.chunks == x.chunks
+    assert not [k for k in keys if "rechunk" in k]
+    if name in ("sum", "mean"):  # the cotangent is one number: every block is made by one task
+        assert len(keys) <= 21
+
+
+def test_numbers_of_numpy_are_no_data() -> None:
+    t = tg.zeros((4, 4), chunks=2)
+    for _ in range(10):
+        t = t * np.float64(2.0) + np.array(1.0)
+    assert len(t.__dask_graph__()) == 4
+
+
+def test_from_dask_in_another_byte_order() -> None:
+    t = tg.from_dask(da.from_array(np.arange(3, dtype=">f4"), chunks=2))
+    assert t.dtype.isnative
+    np.testing.assert_array_equal((t * 2).compute(scheduler="synchronous"), [0, 2, 4])
+
+
+def test_einsum_has_one_name_in_every_process() -> None:
+    text = (
+        "import taskgraph as tg; x = tg.placeholder('f8', (3, 3, 4, 4, 3), name='x'); "
+        "print(tg.einsum('iikkj,ij,kj->k', x, x[:, :, 0, 0, 0], x[0, 0, 0]).expr.token)"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", text], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
+        )
+        for seed in ("1", "2", "3")
+    ]
+    assert len({r.stdout for r in runs}) == 1
+    assert runs[0].stdout.strip(), runs[0].stderr
+
+
+def test_functions_say_what_they_take() -> None:
+    assert str(inspect.signature(tg.add)).startswith("(x1, x2, /)")
+    assert str(inspect.signature(tg.sin)).startswith("(x, /)")
+    for name in ("add", "sin", "max", "argmax", "real", "sum"):
+        f = getattr(tg, name)
+        assert (f.__name__, f.__qualname__, f.__module__.split(".")[0]) == (name, name, "taskgraph")

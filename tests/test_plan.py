@@ -32,7 +32,6 @@ def plan(what: Any, m: tg.Machine) -> Plan:
     return plan_roots([x if isinstance(x, Expr) else x.expr for x in items], m)
 
 
-
 def machine(
     cpus: Any = ((100.0, 4),), gpus: Any = (), memory: int = 2**35, gpu_memory: int = 2**34, **more: Any
 ) -> tg.Machine:

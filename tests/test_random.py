@@ -22,6 +22,7 @@ from taskgraph.lower import lower
 from taskgraph.plan import plan
 
 FIRST = [-0.8025458906390128, 0.45751928097784245, -0.31455873558038694]
+IN_A_LATER_CELL = [0.6917576411852918, -0.17868901818102917, -0.028358653197985646]
 QUICK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
@@ -103,6 +104,14 @@ def test_numbers_are_those_of_the_first_release() -> None:
     """A change here breaks every user's saved seed: raise the version and say so."""
     found = tg.random.default_rng(0).standard_normal(3).compute(scheduler="synchronous")
     np.testing.assert_allclose(found, FIRST, rtol=1e-12)
+    found = tg.random.default_rng(0).standard_normal((600, 600))[300:303, 300].compute(scheduler="synchronous")
+    np.testing.assert_allclose(found, IN_A_LATER_CELL, rtol=1e-12)
+
+
+def test_a_small_block_draws_little() -> None:
+    """At most four cells, whatever the size of the array."""
+    assert ours._cell_shape((10**6, 10**6)) == (256, 256)
+    assert ours._cell_shape((10**9,)) == (2**16,)
 
 
 @pytest.mark.parametrize("pin", [None, "cpu", "gpu", "gpu:0", "cpu+gpu"])

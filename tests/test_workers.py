@@ -338,9 +338,7 @@ class TestVisibleGpus:
 
             cupy = types.ModuleType("cupy")
             cupy.__spec__ = types.SimpleNamespace()
-            runtime = types.SimpleNamespace(
-                getDeviceCount=get_device_count, CUDARuntimeError=CUDARuntimeError
-            )
+            runtime = types.SimpleNamespace(getDeviceCount=get_device_count, CUDARuntimeError=CUDARuntimeError)
             cupy.cuda = types.SimpleNamespace(runtime=runtime)
             monkeypatch.setitem(sys.modules, "cupy", cupy)
 

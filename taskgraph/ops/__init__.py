@@ -1,8 +1,10 @@
 """The rows of the primitive table, and the public functions that use them."""
 
 from taskgraph.ops.create import *  # noqa: F403
+from taskgraph.ops.cumulative import *  # noqa: F403
 from taskgraph.ops.dtypes import *  # noqa: F403
 from taskgraph.ops.elementwise import *  # noqa: F403
+from taskgraph.ops.indexing import *  # noqa: F403
 from taskgraph.ops.product import *  # noqa: F403
 from taskgraph.ops.reduce import *  # noqa: F403
 from taskgraph.ops.shape import *  # noqa: F403

@@ -36,7 +36,7 @@ def source(name: str, lower: Any) -> Primitive:
 
 def sizes(name: str, shape: Any) -> Shape:
     """A shape, from an integer or a sequence of them; ValueError where one is negative."""
-    found = integers(name, shape)
+    found = integers(f"{name}: shape", shape)
     if any(s < 0 for s in found):
         raise ValueError(f"{name}: a shape has no negative sizes: {found}")
     return found
@@ -64,7 +64,7 @@ def _arange_block(start: Shape, block: Shape, *, dtype: DType, first: Any, step:
         # modulo 2**64, in which every step is exact: neither int64 nor a float holds all of uint64
         first, step = (v % 2**64 for v in (first + step * start[0], step))
         return (np.uint64(first) + np.uint64(step) * np.arange(block[0], dtype=np.uint64)).astype(dtype)
-    return (first + step * np.arange(start[0], start[0] + block[0])).astype(dtype)
+    return (first + step * np.arange(start[0], start[0] + block[0], dtype=float)).astype(dtype)
 
 
 ARANGE = source("arange", _arange_block)
@@ -88,7 +88,7 @@ LINSPACE = source("linspace", _linspace_block)
 
 def scalar(value: Any, dtype: DType) -> Tensor:
     """A number inside an expression; equal ones are one expression."""
-    if isinstance(value, complex) and dtype.kind != "c":
+    if isinstance(value, complex) and dtype.kind not in "bc":
         raise TypeError(f"a complex number has no value of {dtype}")
     number = dtype.type(value).item()  # OverflowError where an integer does not fit, as in NumPy
     return apply(FULL, shape=(), dtype=dtype, chunks=(), fill_value=number)
@@ -161,9 +161,11 @@ def arange(
         raise ValueError("arange: step must not be 0")
     if dtype is None:
         dtype = np.result_type(*[np.asarray(v).dtype for v in (first, last, step)])
-    first, last, step = (int(v) if isinstance(v, np.integer) else v for v in (first, last, step))
-    whole = isinstance(first, int) and isinstance(last, int) and isinstance(step, int)
-    size = len(range(first, last, step)) if whole else max(0, math.ceil((last - first) / step))
+    if all(isinstance(v, int | np.integer) for v in (first, last, step)):
+        first, last, step = int(first), int(last), int(step)
+        size = len(range(first, last, step))  # exact: a quotient of floats is not
+    else:
+        size = max(0, math.ceil((last - first) / step))
     return make(ARANGE, (size,), dtype, chunks, device, first=first, step=step)
 
 
@@ -179,7 +181,7 @@ def linspace(
     chunks: Any = "auto",
 ) -> Tensor:
     """`num` numbers evenly spaced from `start` to `stop`, which is the last of them where `endpoint`."""
-    (num,) = integers("linspace", num)
+    (num,) = integers("linspace: num", num)
     if num < 0:
         raise ValueError(f"linspace: num must not be negative, got {num}")
     wide = complex if isinstance(start, complex) or isinstance(stop, complex) else float

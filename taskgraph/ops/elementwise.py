@@ -10,6 +10,7 @@ namespaces demand) and the cast has a gradient of its own.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,8 +19,9 @@ import numpy as np
 
 from taskgraph.chunks import broadcast, unify
 from taskgraph.expr import Chunks, DType, Expr, Shape, describe
+from taskgraph.ops.arguments import array, numeric
 from taskgraph.primitives import Primitive, no_gradient, primitive
-from taskgraph.tensor import PYTHON_SCALARS, Tensor, apply, as_tensor
+from taskgraph.tensor import PYTHON_SCALARS, Tensor, apply
 
 Partial = Callable[..., Any] | int | None
 
@@ -87,17 +89,44 @@ def _public(row: Primitive, ufunc: np.ufunc, nin: int, cast_to: Any, doc: str) -
     def call(*args: Any) -> Tensor:
         if len(args) != nin:
             raise TypeError(f"{row.name}: takes {nin} array(s), got {len(args)}")
-        args = tuple(a if type(a) in PYTHON_SCALARS else as_tensor(a) for a in args)
+        args = tuple([_operand(row.name, a) for a in args])
         if not any(isinstance(a, Tensor) for a in args):
-            args = (as_tensor(args[0]), *args[1:])
+            args = (array(row.name, args[0]), *args[1:])
         types = tuple([a.dtype if isinstance(a, Tensor) else _weak(type(a)) for a in args])
         wanted = (np.dtype(cast_to),) * nin if cast_to else _resolve(row.name, ufunc, types)
-        return apply(row, *[cast(a, t) for a, t in zip(args, wanted, strict=False)])
+        try:
+            operands = [cast(a, t) for a, t in zip(args, wanted, strict=False)]
+        except OverflowError:
+            if ufunc not in _COMPARISONS:
+                raise
+            return _beyond(ufunc, args)
+        return apply(row, *operands)
 
+    names = ("x1", "x2") if nin == 2 else ("x",)
+    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in names]
     call.__name__ = call.__qualname__ = row.name
-    arguments = ", ".join(("x1", "x2")[:nin] if nin > 1 else "x")
-    call.__doc__ = f"{doc}\n\n{row.name}({arguments}): shapes broadcast; types and values as `numpy.{ufunc.__name__}`."
+    call.__signature__ = inspect.Signature(parameters, return_annotation=Tensor)  # type: ignore[attr-defined]
+    call.__doc__ = (
+        f"{doc}\n\n{row.name}({', '.join(names)}): shapes broadcast; types and values as `numpy.{ufunc.__name__}`."
+    )
     return call
+
+
+def _operand(name: str, a: Any) -> Any:
+    """A tensor, or the Python number that the operand is: its type is weak."""
+    return a if type(a) in PYTHON_SCALARS else array(name, a)
+
+
+_COMPARISONS = (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)
+
+
+def _beyond(comparison: np.ufunc, args: Sequence[Any]) -> Tensor:
+    """A comparison with a Python integer beyond the tensor's type: every element has the answer that 0 has."""
+    from taskgraph.ops.create import filled
+
+    (t,) = [a for a in args if isinstance(a, Tensor)]
+    answer = comparison(*[np.array(0 if a is t else a, dtype=object) for a in args])
+    return filled(t, bool(answer), np.dtype(bool))
 
 
 def cast(x: Any, dtype: DType) -> Tensor:
@@ -106,7 +135,11 @@ def cast(x: Any, dtype: DType) -> Tensor:
         from taskgraph.ops.create import scalar
 
         return scalar(x, dtype)
-    return x if x.dtype == dtype else apply(ASTYPE, x, dtype=np.dtype(dtype))
+    if x.dtype == dtype:
+        return x
+    if x.dtype.kind == "c" and dtype.kind == "b":
+        return not_equal(x, 0)
+    return apply(ASTYPE, x, dtype=np.dtype(dtype))
 
 
 def elementwise(
@@ -229,10 +262,10 @@ subtract = elementwise("subtract", "Difference of two arrays.", 1, -1)
 tan = elementwise("tan", "Tangent.", lambda out, x: 1 + out * out, flops=10)
 tanh = elementwise("tanh", "Hyperbolic tangent.", lambda out, x: 1 - out * out, flops=10)
 trunc = elementwise("trunc", "Rounded towards zero.")
-_round = elementwise("round", "Rounded to the nearest integer, halves to even.", ufunc=np.rint)
+rint = elementwise("round", "Rounded to the nearest integer, halves to even.", ufunc=np.rint)
 
 
-def pow(x1: Any, x2: Any) -> Tensor:
+def pow(x1: Any, x2: Any, /) -> Tensor:
     """x1 raised to x2.
 
     pow(x1, x2): shapes broadcast; types and values as `numpy.power`. The numbers 2 and 0.5 become a square and a square
@@ -248,18 +281,16 @@ def pow(x1: Any, x2: Any) -> Tensor:
     return _pow(x1, x2)
 
 
-def round(x: Any) -> Tensor:
+def round(x: Any, /) -> Tensor:
     """Elements rounded to the nearest integer, halves to even; integers are left as they are."""
-    x = as_tensor(x)
-    return x if x.dtype.kind in "iu" else _round(x)
+    x = array("round", x)
+    return x if x.dtype.kind in "iu" else rint(x)
 
 
 # -- rows whose types are not a ufunc's ------------------------------------------------------------------------------
 
 
 def _infer_astype(x: Expr, dtype: DType) -> tuple[Shape, DType, Chunks]:
-    if dtype.kind not in "biufc":
-        raise TypeError(f"astype: only numeric dtypes are supported, not {dtype}")
     if x.dtype.kind == "c" and dtype.kind != "c":
         raise TypeError(f"astype: a complex array has no values of {dtype}; take real(x) or imag(x)")
     return x.shape, dtype, x.chunks
@@ -285,7 +316,7 @@ def astype(x: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:
     Raises TypeError for a dtype that is not numeric, or a complex array cast to a real one. `copy` is accepted for the
     array API's sake: tensors are immutable.
     """
-    return cast(as_tensor(x), np.dtype(dtype))
+    return cast(array("astype", x), numeric(dtype, "astype"))
 
 
 def _component(name: str, doc: str, dtype_of: Callable[[DType], DType]) -> Callable[[Any], Tensor]:
@@ -296,11 +327,13 @@ def _component(name: str, doc: str, dtype_of: Callable[[DType], DType]) -> Calla
         lower=lambda xp, x: getattr(xp, name)(x),
     )
 
-    def call(x: Any) -> Tensor:
-        x = as_tensor(x)
-        if x.dtype.kind != "c":
-            return x if name == "real" else x * 0
-        return apply(row, x)
+    def call(x: Any, /) -> Tensor:
+        from taskgraph.ops.create import filled
+
+        x = array(name, x)
+        if x.dtype.kind == "c":
+            return apply(row, x)
+        return x if name == "real" else filled(x, 0)
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = doc
@@ -342,87 +375,30 @@ def where(condition: Any, x1: Any, x2: Any, /) -> Tensor:
     The gradient of the branch that is not taken is zero, but a value that is not finite there still makes the gradient
     NaN through `0 * inf`: guard the argument of the unsafe function, too (`where(x > 0, log(where(x > 0, x, 1)), 0)`).
     """
-    types = [a if type(a) in PYTHON_SCALARS else as_tensor(a).dtype for a in (x1, x2)]
-    dtype = np.result_type(*types)
-    pick = cast(as_tensor(condition), np.dtype(bool))
-    return apply(WHERE, pick, *[cast(a if type(a) in PYTHON_SCALARS else as_tensor(a), dtype) for a in (x1, x2)])
+    pick = cast(array("where", condition), np.dtype(bool))
+    return apply(WHERE, pick, *_alike("where", x1, x2))
+
+
+def _alike(name: str, *xs: Any) -> list[Tensor]:
+    """The operands, all cast to the type to which they promote together."""
+    operands = [_operand(name, x) for x in xs]
+    dtype = np.result_type(*[a.dtype if isinstance(a, Tensor) else a for a in operands])
+    return [cast(a, dtype) for a in operands]
 
 
 def clip(x: Any, /, min: Any = None, max: Any = None) -> Tensor:
     """Elements below `min` raised to it, elements above `max` lowered to it; the bounds broadcast with `x`."""
-    x = as_tensor(x)
-    low = x if min is None else maximum(x, min)
-    return low if max is None else minimum(low, max)
+    x, *bounds = _alike("clip", x, *[b for b in (min, max) if b is not None])
+    low = x if min is None else maximum(x, bounds[0])
+    return low if max is None else minimum(low, bounds[-1])
 
 
 __all__ = [
-    "abs",
-    "acos",
-    "acosh",
-    "add",
-    "asin",
-    "asinh",
-    "astype",
-    "atan",
-    "atan2",
-    "atanh",
-    "bitwise_and",
-    "bitwise_invert",
-    "bitwise_left_shift",
-    "bitwise_or",
-    "bitwise_right_shift",
-    "bitwise_xor",
-    "ceil",
-    "clip",
-    "conj",
-    "copysign",
-    "cos",
-    "cosh",
-    "divide",
-    "equal",
-    "exp",
-    "expm1",
-    "floor",
-    "floor_divide",
-    "greater",
-    "greater_equal",
-    "hypot",
-    "imag",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "less",
-    "less_equal",
-    "log",
-    "log1p",
-    "log2",
-    "log10",
-    "logaddexp",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "logical_xor",
-    "maximum",
-    "minimum",
-    "multiply",
-    "negative",
-    "nextafter",
-    "not_equal",
-    "positive",
-    "pow",
-    "real",
-    "reciprocal",
-    "remainder",
-    "round",
-    "sign",
-    "signbit",
-    "sin",
-    "sinh",
-    "sqrt",
-    "square",
-    "subtract",
-    "tan",
-    "tanh",
-    "trunc",
-    "where",
+    "abs", "acos", "acosh", "add", "asin", "asinh", "astype", "atan", "atan2", "atanh", "bitwise_and",
+    "bitwise_invert", "bitwise_left_shift", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "ceil", "clip",
+    "conj", "copysign", "cos", "cosh", "divide", "equal", "exp", "expm1", "floor", "floor_divide", "greater",
+    "greater_equal", "hypot", "imag", "isfinite", "isinf", "isnan", "less", "less_equal", "log", "log1p", "log2",
+    "log10", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor", "maximum", "minimum", "multiply",
+    "negative", "nextafter", "not_equal", "positive", "pow", "real", "reciprocal", "remainder", "round", "sign",
+    "signbit", "sin", "sinh", "sqrt", "square", "subtract", "tan", "tanh", "trunc", "where",
 ]  # fmt: skip

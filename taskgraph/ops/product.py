@@ -1,8 +1,9 @@
 """Products: matmul, and what reduces to it.
 
 Design note. One primitive, `matmul` of at least two axes a side with a transpose flag each, carries all the work;
-tensordot, vecdot, outer and every pair of an einsum become one. So the plan, the tile kernels and the gradient know one
-operation. The gradient of a product is two products with the flags set: no transpose is ever stored for it.
+tensordot and the pairs of an einsum that sum over a shared letter become one. So the plan, the tile kernels and the
+gradient know one operation. The gradient of a product is two products with the flags set: no transpose is ever stored
+for it. What has no matrix in it (vecdot, outer, pairs that sum over nothing) is elementwise work and sums.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import opt_einsum
 
 from taskgraph.chunks import unify
 from taskgraph.expr import Chunks, DType, Expr, Shape, describe
-from taskgraph.ops.elementwise import cast, conj, multiply
+from taskgraph.ops.arguments import array, integers
+from taskgraph.ops.create import EYE, scalar
+from taskgraph.ops.elementwise import cast, conj, multiply, where
 from taskgraph.ops.reduce import sum as sum_
 from taskgraph.ops.shape import expand_dims, permute_dims, reshape, squeeze
 from taskgraph.primitives import primitive
-from taskgraph.tensor import Tensor, apply, as_tensor
+from taskgraph.tensor import Tensor, apply
 
 
 def rows(node_shape: Sequence[Any], transpose: bool) -> tuple[Any, Any]:
@@ -78,7 +81,7 @@ def product(a: Tensor, b: Tensor, ta: bool = False, tb: bool = False) -> Tensor:
 
 
 def _operands(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
-    a, b = as_tensor(a), as_tensor(b)
+    a, b = array(name, a), array(name, b)
     dtype = np.result_type(a.dtype, b.dtype)
     if 0 in (a.ndim, b.ndim):
         raise ValueError(f"{name}: needs arrays of one dimension at least: {describe(a.expr)}, {describe(b.expr)}")
@@ -115,7 +118,7 @@ def _axes_of(name: str, axes: Any, a: Tensor, b: Tensor) -> tuple[list[int], lis
     elif not isinstance(axes, Sequence) or isinstance(axes, str) or len(axes) != 2:
         raise ValueError(f"{name}: axes is a number or a pair of sequences, not {axes!r}")
     else:
-        of_a, of_b = (list(x) if isinstance(x, Sequence) else [x] for x in axes)
+        of_a, of_b = (list(integers(f"{name}: axes", x)) for x in axes)
     for of, t in ((of_a, a), (of_b, b)):
         for x in of:
             if not -t.ndim <= x < t.ndim:
@@ -130,7 +133,7 @@ def _axes_of(name: str, axes: Any, a: Tensor, b: Tensor) -> tuple[list[int], lis
 
 def tensordot(x1: Any, x2: Any, /, *, axes: Any = 2) -> Tensor:
     """Sum of products over the axes named: a number (that many, last of x1 with first of x2) or a pair of sequences."""
-    a, b = as_tensor(x1), as_tensor(x2)
+    a, b = array("tensordot", x1), array("tensordot", x2)
     dtype = np.result_type(a.dtype, b.dtype)
     a, b = cast(a, dtype), cast(b, dtype)
     of_a, of_b = _axes_of("tensordot", axes, a, b)
@@ -145,11 +148,17 @@ def tensordot(x1: Any, x2: Any, /, *, axes: Any = 2) -> Tensor:
 def vecdot(x1: Any, x2: Any, /, *, axis: int = -1) -> Tensor:
     """Inner products of vectors along `axis`, the first one conjugated; the other axes broadcast."""
     a, b = _operands("vecdot", x1, x2)
+    (axis,) = integers("vecdot: axis", axis)
     if not -min(a.ndim, b.ndim) <= axis < 0:
         raise ValueError(f"vecdot: axis is negative, within both arrays: {axis}")
     if a.shape[axis] != b.shape[axis]:
         raise ValueError(f"vecdot: sizes differ along axis {axis}: {describe(a.expr)}, {describe(b.expr)}")
-    return sum_(multiply(conj(a) if a.dtype.kind == "c" else a, b), axis=axis)
+    return _sum(multiply(conj(a) if a.dtype.kind == "c" else a, b), (axis,))
+
+
+def _sum(t: Tensor, axes: Sequence[int]) -> Tensor:
+    """A sum in the elements' own type, as NumPy's products: small integers wrap around, booleans say whether any is."""
+    return sum_(t, axis=tuple(axes), dtype=t.dtype) if axes else t
 
 
 def outer(x1: Any, x2: Any, /) -> Tensor:
@@ -173,7 +182,7 @@ def einsum(subscripts: str, /, *operands: Any) -> Tensor:
     >>> tg.einsum("ij,jk,k->i", tg.ones((2, 3)), tg.ones((3, 4)), tg.ones(4)).compute()
     array([12., 12.])
     """
-    ts = [as_tensor(x) for x in operands]
+    ts = [array("einsum", x) for x in operands]
     if not ts:
         raise ValueError("einsum: needs at least one array")
     dtype = np.result_type(*[t.dtype for t in ts])
@@ -185,6 +194,8 @@ def einsum(subscripts: str, /, *operands: Any) -> Tensor:
         shapes = ", ".join(describe(t.expr) for t in ts)
         raise ValueError(f"einsum: {subscripts!r} does not fit {shapes}: {e}") from None
     terms = [_diagonals(s, t) for s, t in zip(inputs.split(","), ts, strict=True)]
+    wide = {c for s, t in terms for c, size in zip(s, t.shape, strict=True) if size != 1}
+    terms = [_without_ones(s, t, wide) for s, t in terms]
     for step in steps:
         taken = [terms.pop(i) for i in sorted(step, reverse=True)]
         needed = set(output).union(*[s for s, _ in terms]) if terms else set(output)
@@ -193,7 +204,7 @@ def einsum(subscripts: str, /, *operands: Any) -> Tensor:
             later = needed.union(*[s for s, _ in taken]) if taken else needed
             taken.append(_contract(sa, a, sb, b, later))
         s, t = taken[0]
-        terms.append((_keep(s, needed), sum_(t, axis=_gone(s, needed)) if _gone(s, needed) else t))
+        terms.append((_keep(s, needed), _sum(t, _gone(s, needed))))
     (s, t), = terms  # fmt: skip
     return permute_dims(t, [s.index(c) for c in output])
 
@@ -207,27 +218,32 @@ def _keep(s: str, needed: set[str]) -> str:
 
 
 def _diagonals(s: str, t: Tensor) -> tuple[str, Tensor]:
-    """A letter that stands twice in one operand takes its diagonal: multiplied by an identity and summed."""
-    from taskgraph.ops.create import eye
-
-    for c in set(s):
+    """A letter that stands twice in one operand takes its diagonal: zeros are put off it, and it is summed."""
+    for c in dict.fromkeys(s):
         while s.count(c) > 1:
             i = s.index(c)
             j = s.index(c, i + 1)
-            n = t.shape[i]
-            shape = [n if x in (i, j) else 1 for x in range(t.ndim)]
-            t = sum_(t * reshape(eye(n, dtype=t.dtype), shape), axis=j)
+            if t.shape[i] != t.shape[j]:
+                raise ValueError(f"einsum: sizes along {c!r} differ: {describe(t.expr)}")
+            shape = (t.shape[i], t.shape[j])
+            on = apply(EYE, shape=shape, dtype=np.dtype(bool), chunks=(t.chunks[i], t.chunks[j]), k=0)
+            on = reshape(on, [n if x in (i, j) else 1 for x, n in enumerate(t.shape)])
+            t = _sum(where(on, t, scalar(0, t.dtype)), (j,))
             s = s[:j] + s[j + 1 :]
     return s, t
+
+
+def _without_ones(s: str, t: Tensor, wide: set[str]) -> tuple[str, Tensor]:
+    """Without the axes of size 1 along which the operand is repeated for the others."""
+    ones = [i for i, c in enumerate(s) if c in wide and t.shape[i] == 1]
+    return "".join(c for i, c in enumerate(s) if i not in ones), squeeze(t, ones)
 
 
 def _contract(sa: str, a: Tensor, sb: str, b: Tensor, needed: set[str]) -> tuple[str, Tensor]:
     """One pair: letters summed in one operand alone go first, then shared ones are a product's inner size."""
     for_a, for_b = needed | set(sb), needed | set(sa)
-    if _gone(sa, for_a):
-        sa, a = _keep(sa, for_a), sum_(a, axis=_gone(sa, for_a))
-    if _gone(sb, for_b):
-        sb, b = _keep(sb, for_b), sum_(b, axis=_gone(sb, for_b))
+    a, sa = _sum(a, _gone(sa, for_a)), _keep(sa, for_a)
+    b, sb = _sum(b, _gone(sb, for_b)), _keep(sb, for_b)
     inner = [c for c in sa if c in sb and c not in needed]
     batch = [c for c in sa if c in sb and c in needed]
     left, right = [c for c in sa if c not in sb], [c for c in sb if c not in sa]

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from taskgraph.expr import Chunks, DType, Expr, Shape
-from taskgraph.ops.elementwise import (
-    cast,
-    equal,
-    exp,
-    isfinite,
-    log,
-    where,
-)
-from taskgraph.ops.shape import broadcast_to, flip, reshape
-from taskgraph.primitives import Primitive, no_gradient, primitive
-from taskgraph.tensor import Tensor, apply, as_tensor
+from taskgraph.ops.arguments import Axes, array, axes_of, numeric
+from taskgraph.ops.create import FULL, filled, stop_gradient
+from taskgraph.ops.cumulative import product_of_others, wide
+from taskgraph.ops.elementwise import cast, equal, exp, isfinite, log, sqrt, where
+from taskgraph.ops.shape import broadcast_to, reshape
+from taskgraph.primitives import Primitive, is_dask, no_gradient, primitive
+from taskgraph.tensor import Tensor, apply
 
-Axes = tuple[int, ...]
 Axis = int | tuple[int, ...] | None
-
-
-def normalize_axis(name: str, axis: Axis, ndim: int) -> Axes:
-    """The axes as sorted non-negative numbers; ValueError for one that is not there or stands twice."""
-    axes = tuple(range(ndim)) if axis is None else (axis,) if isinstance(axis, int | np.integer) else tuple(axis)
-    for a in axes:
-        if not -ndim <= a < ndim:
-            raise ValueError(f"{name}: axis {a} is out of bounds for an array of {ndim} dimensions")
-    found = tuple(sorted(int(a) % ndim for a in axes))
-    if len(set(found)) != len(found):
-        raise ValueError(f"{name}: an axis stands twice in {axes}")
-    return found
 
 
 def _reduced(x: Expr, axis: Axes, keepdims: bool) -> tuple[Shape, Chunks]:
@@ -52,11 +36,21 @@ def _infer(dtype_of: Callable[[DType], DType]) -> Callable[..., tuple[Shape, DTy
     return infer
 
 
-def _spread(t: Tensor, x: Tensor, axis: Axes, keepdims: bool) -> Tensor:
-    """A reduced value beside every element that it was made of."""
-    if not keepdims:
-        t = reshape(t, tuple(1 if a in axis else s for a, s in enumerate(x.shape)))
-    return broadcast_to(t, x.shape)
+def _beside(t: Tensor, x: Tensor, axis: Axes, keepdims: bool) -> Tensor:
+    """A reduced value in a shape that broadcasts with what it was made of."""
+    return t if keepdims else reshape(t, _reduced(x.expr, axis, True)[0])
+
+
+def _spread(t: Tensor, x: Tensor, axis: Axes, keepdims: bool, factor: float = 1.0) -> Tensor:
+    """A multiple of a reduced value at the place of every element that it was made of, in the same blocks."""
+    if t.expr.op is FULL and "id" not in t.expr.params:  # a number of the graph's own, not an array of the user's
+        return filled(x, t.expr.params["fill_value"] * factor)
+    t = t if factor == 1.0 else t * factor
+    return broadcast_to(_beside(t, x, axis, keepdims), x.shape, chunks=x.chunks)
+
+
+def _one_over(count: float) -> float:
+    return 1 / count if count > 0 else math.inf
 
 
 def _count(x: Tensor, axis: Axes) -> int:
@@ -75,13 +69,17 @@ def _row(name: str, dtype_of: Callable[[DType], DType], **rules: Any) -> Primiti
     )
 
 
+def _reduce(row: Primitive, x: Any, axis: Axis, keepdims: bool) -> Tensor:
+    x = array(row.name, x)
+    axes = axes_of(row.name, axis, x.ndim)
+    if row.name in ("max", "min") and 0 in [x.shape[a] for a in axes]:
+        raise ValueError(f"{row.name}: no {row.name} of no elements (shape {x.shape}, axis {axis})")
+    return apply(row, x, axis=axes, keepdims=bool(keepdims)) if axes else _of_nothing(row, x)
+
+
 def _public(row: Primitive, doc: str) -> Callable[..., Tensor]:
     def call(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        x = as_tensor(x)
-        axes = normalize_axis(row.name, axis, x.ndim)
-        if row.name in ("max", "min") and 0 in [x.shape[a] for a in axes]:
-            raise ValueError(f"{row.name}: no {row.name} of no elements (shape {x.shape}, axis {axis})")
-        return apply(row, x, axis=axes, keepdims=bool(keepdims)) if axes else _of_nothing(row, x)
+        return _reduce(row, x, axis, keepdims)
 
     call.__name__ = call.__qualname__ = row.name
     call.__doc__ = (
@@ -99,10 +97,6 @@ def _of_nothing(row: Primitive, x: Tensor) -> Tensor:
 # -- sums and products -------------------------------------------------------------------------------------------------
 
 
-def _wide(dtype: DType) -> DType:
-    return np.empty(0, dtype).sum().dtype  # NumPy widens small integers to the platform's
-
-
 def _floating(dtype: DType) -> DType:
     return np.zeros(1, dtype).mean().dtype
 
@@ -117,34 +111,33 @@ def _same(dtype: DType) -> DType:
 
 SUM = _row(
     "sum",
-    _wide,
-    lower=lambda xp, x, axis, keepdims: xp.sum(x, axis=axis, keepdims=keepdims, dtype=_wide(x.dtype)),
+    wide,
+    lower=lambda xp, x, axis, keepdims: xp.sum(x, axis=axis, keepdims=keepdims, dtype=wide(x.dtype)),
     vjp=lambda ct, out, x, axis, keepdims: (_spread(ct, x, axis, keepdims),),
     jvp=lambda ts, out, x, axis, keepdims: apply(SUM, ts[0], axis=axis, keepdims=keepdims),
 )
 MEAN = _row(
     "mean",
     _floating,
-    vjp=lambda ct, out, x, axis, keepdims: (_spread(ct / _count(x, axis), x, axis, keepdims),),
+    vjp=lambda ct, out, x, axis, keepdims: (_spread(ct, x, axis, keepdims, _one_over(_count(x, axis))),),
     jvp=lambda ts, out, x, axis, keepdims: apply(MEAN, ts[0], axis=axis, keepdims=keepdims),
 )
 
 
 def _prod_of_others(x: Tensor, axis: Axes) -> Tensor:
-    """Product of all other elements along the axes; where zeros are among them, without dividing by zero."""
-    zero = equal(x, 0)
-    zeros = apply(SUM, cast(zero, x.dtype), axis=axis, keepdims=True)
-    of_nonzero = apply(PROD, where(zero, 1, x), axis=axis, keepdims=True)
-    others = of_nonzero / where(zero, 1, x)
-    none_else = equal(zeros, cast(zero, x.dtype))  # no zero but, at most, the element itself
-    return where(none_else, others, 0)
+    """Product of all other elements along the axes, without a division: right where elements are zero, to any order."""
+    first, *rest = axis
+    others = product_of_others(x, first)
+    if not rest:
+        return others
+    return others * _prod_of_others(apply(PROD, x, axis=(first,), keepdims=True), tuple(rest))
 
 
 PROD = _row(
     "prod",
-    _wide,
-    lower=lambda xp, x, axis, keepdims: xp.prod(x, axis=axis, keepdims=keepdims, dtype=_wide(x.dtype)),
-    vjp=lambda ct, out, x, axis, keepdims: (_spread(ct, x, axis, keepdims) * _prod_of_others(x, axis),),
+    wide,
+    lower=lambda xp, x, axis, keepdims: xp.prod(x, axis=axis, keepdims=keepdims, dtype=wide(x.dtype)),
+    vjp=lambda ct, out, x, axis, keepdims: (_beside(ct, x, axis, keepdims) * _prod_of_others(x, axis),),
     jvp=lambda ts, out, x, axis, keepdims: apply(SUM, ts[0] * _prod_of_others(x, axis), axis=axis, keepdims=keepdims),
 )
 
@@ -153,15 +146,22 @@ PROD = _row(
 
 def _share(out: Tensor, x: Tensor, axis: Axes, keepdims: bool) -> Tensor:
     """Share of every element in the extreme: elements that tie share equally."""
-    taken = cast(equal(x, _spread(out, x, axis, keepdims)), x.dtype)
+    taken = cast(equal(x, _beside(out, x, axis, keepdims)), x.dtype)
     return taken / apply(SUM, taken, axis=axis, keepdims=True)
 
 
 def _extreme(name: str) -> Primitive:
+    def lower(xp: Any, x: Any, axis: Axes, keepdims: bool) -> Any:
+        if is_dask(xp) and x.size == 0:  # Dask looks at every block, and one of no elements has no extreme
+            shape, chunks = _reduced(x, axis, keepdims)
+            return xp.zeros(shape, dtype=x.dtype, chunks=chunks)
+        return getattr(xp, name)(x, axis=axis, keepdims=keepdims)
+
     return _row(
         name,
         _same,
-        vjp=lambda ct, out, x, axis, keepdims: (_spread(ct, x, axis, keepdims) * _share(out, x, axis, keepdims),),
+        lower=lower,
+        vjp=lambda ct, out, x, axis, keepdims: (_beside(ct, x, axis, keepdims) * _share(out, x, axis, keepdims),),
         jvp=lambda ts, out, x, axis, keepdims: apply(
             SUM, ts[0] * _share(out, x, axis, keepdims), axis=axis, keepdims=keepdims
         ),
@@ -170,13 +170,17 @@ def _extreme(name: str) -> Primitive:
 
 MAX, MIN = _extreme("max"), _extreme("min")
 
-sum_ = _public(SUM, "Sum of the elements.")
-prod_ = _public(PROD, "Product of the elements.")
-max_ = _public(MAX, "Greatest of the elements; elements that tie share the gradient.")
-min_ = _public(MIN, "Least of the elements; elements that tie share the gradient.")
-mean_ = _public(MEAN, "Mean of the elements.")
-all_ = _public(_row("all", lambda d: np.dtype(bool)), "Whether all elements are true.")
-any_ = _public(_row("any", lambda d: np.dtype(bool)), "Whether any element is true.")
+max = _public(MAX, "Greatest of the elements; elements that tie share the gradient.")
+min = _public(MIN, "Least of the elements; elements that tie share the gradient.")
+all = _public(_row("all", lambda d: np.dtype(bool)), "Whether all elements are true.")
+any = _public(_row("any", lambda d: np.dtype(bool)), "Whether any element is true.")
+
+
+def _reduce_as(row: Primitive, x: Any, axis: Axis, dtype: Any, keepdims: bool) -> Tensor:
+    if dtype is None:
+        return _reduce(row, x, axis, keepdims)
+    wanted = numeric(dtype, row.name)
+    return cast(_reduce(row, cast(array(row.name, x), wanted), axis, keepdims), wanted)
 
 
 def sum(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Tensor:
@@ -184,26 +188,38 @@ def sum(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = Fal
 
     sum(x, axis=None, dtype=None, keepdims=False): over `axis` (all where None), as `numpy.sum`.
     """
-    return sum_(x if dtype is None else cast(as_tensor(x), np.dtype(dtype)), axis=axis, keepdims=keepdims)
+    return _reduce_as(SUM, x, axis, dtype, keepdims)
 
 
 def prod(x: Any, /, *, axis: Axis = None, dtype: Any = None, keepdims: bool = False) -> Tensor:
-    """Product of the elements; its gradient is finite where elements are zero.
+    """Product of the elements; its derivatives of every order are right where elements are zero.
 
     prod(x, axis=None, dtype=None, keepdims=False): over `axis` (all where None), as `numpy.prod`.
     """
-    return prod_(x if dtype is None else cast(as_tensor(x), np.dtype(dtype)), axis=axis, keepdims=keepdims)
-
-
-max, min, mean, all, any = max_, min_, mean_, all_, any_
+    return _reduce_as(PROD, x, axis, dtype, keepdims)
 
 
 def count_nonzero(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """How many elements are not zero, over `axis` (all where None)."""
-    return sum(cast(as_tensor(x), np.dtype(bool)), axis=axis, keepdims=keepdims)
+    x = cast(array("count_nonzero", x), np.dtype(bool))
+    return sum(x, axis=axes_of("count_nonzero", axis, x.ndim), keepdims=keepdims)
 
 
 # -- moments and what is composed ----------------------------------------------------------------------------------
+
+
+def _single(x: Tensor) -> Tensor:
+    """Half precision widened: a sum of a few thousand elements is beyond its range."""
+    return cast(x, np.dtype(np.float32)) if x.dtype == np.float16 else x
+
+
+def mean(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Mean of the elements.
+
+    mean(x, axis=None, keepdims=False): over `axis` (all where None), as `numpy.mean`.
+    """
+    x = array("mean", x)
+    return cast(_reduce(MEAN, _single(x), axis, keepdims), _floating(x.dtype))
 
 
 def _center(x: Tensor, axis: Axes) -> Tensor:
@@ -217,76 +233,49 @@ VAR = primitive(
     lower=lambda xp, x, axis, keepdims, correction: xp.var(x, axis=axis, keepdims=keepdims, **_ddof(xp, correction)),
     flops=lambda node: 4 * node.inputs[0].size,
     vjp=lambda ct, out, x, axis, keepdims, correction: (
-        _spread(ct, x, axis, keepdims) * (2 / (_count(x, axis) - correction)) * _center(x, axis),
+        _beside(ct, x, axis, keepdims) * (2 * _one_over(_count(x, axis) - correction)) * _center(x, axis),
     ),
     jvp=lambda ts, out, x, axis, keepdims, correction: apply(
-        SUM, ts[0] * (2 / (_count(x, axis) - correction)) * _center(x, axis), axis=axis, keepdims=keepdims
+        SUM, ts[0] * (2 * _one_over(_count(x, axis) - correction)) * _center(x, axis), axis=axis, keepdims=keepdims
     ),
 )
 
 
 def _ddof(xp: Any, correction: float) -> dict[str, float]:
-    return {"ddof": correction} if xp.__name__ == "dask.array" else {"correction": correction}
+    return {"ddof": correction} if is_dask(xp) else {"correction": correction}
+
+
+def _moment(name: str, x: Tensor, axis: Axis, correction: float, keepdims: bool) -> Tensor:
+    """The variance, in the type that it is computed in."""
+    if not isinstance(correction, numbers.Real):
+        raise TypeError(f"{name}: correction is a number, not {correction!r}")
+    axes = axes_of(name, axis, x.ndim)
+    x = _single(x) if np.issubdtype(x.dtype, np.inexact) else cast(x, np.dtype(float))
+    if not axes:
+        x, axes, keepdims = reshape(x, (*x.shape, 1)), (x.ndim,), False
+    return apply(VAR, x, axis=axes, keepdims=bool(keepdims), correction=correction)
 
 
 def var(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """Variance of the elements over `axis` (all where None), divided by n - correction, as `numpy.var`."""
-    x = as_tensor(x)
-    axes = normalize_axis("var", axis, x.ndim)
-    if not axes:
-        return _of_nothing_moment(x, correction)
-    if not np.issubdtype(x.dtype, np.inexact):
-        x = cast(x, np.dtype(float))
-    return apply(VAR, x, axis=axes, keepdims=bool(keepdims), correction=correction)
-
-
-def _of_nothing_moment(x: Tensor, correction: float) -> Tensor:
-    return var(reshape(x, (*x.shape, 1)), axis=x.ndim, correction=correction)
+    x = array("var", x)
+    return cast(_moment("var", x, axis, correction, keepdims), _variance(x.dtype))
 
 
 def std(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """Standard deviation of the elements over `axis` (all where None), as `numpy.std`."""
-    return var(x, axis=axis, correction=correction, keepdims=keepdims) ** 0.5
+    x = array("std", x)
+    return cast(sqrt(_moment("std", x, axis, correction, keepdims)), _variance(x.dtype))
 
 
 def logsumexp(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) without overflow; the maximum is taken out first (and is a constant to the gradient)."""
-    from taskgraph.ops.create import stop_gradient
-
-    x = as_tensor(x)
-    axes = normalize_axis("logsumexp", axis, x.ndim)
+    x = array("logsumexp", x)
+    axes = axes_of("logsumexp", axis, x.ndim)
     top = stop_gradient(max(x, axis=axes, keepdims=True))
     top = where(isfinite(top), top, 0)
     total = log(sum(exp(x - top), axis=axes, keepdims=True)) + top
     return total if keepdims else reshape(total, _reduced(x.expr, axes, False)[0])
-
-
-# -- cumulative ------------------------------------------------------------------------------------------------------
-
-CUMULATIVE_SUM = primitive(
-    "cumulative_sum",
-    kind="array",
-    infer=lambda x, axis: (x.shape, _wide(x.dtype), x.chunks),
-    lower=lambda xp, x, axis: xp.cumsum(x, axis=axis),
-    vjp=lambda ct, out, x, axis: (flip(apply(CUMULATIVE_SUM, flip(ct, axis=axis), axis=axis), axis=axis),),
-    jvp=lambda ts, out, x, axis: apply(CUMULATIVE_SUM, ts[0], axis=axis),
-)
-
-
-def cumulative_sum(x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False) -> Tensor:
-    """Running sums along an axis, which may be left out for one dimension only, as `numpy.cumulative_sum`."""
-    from taskgraph.ops.create import zeros
-    from taskgraph.ops.shape import concat
-
-    x = as_tensor(x) if dtype is None else cast(as_tensor(x), np.dtype(dtype))
-    if axis is None and x.ndim != 1:
-        raise ValueError(f"cumulative_sum: axis is needed for an array of {x.ndim} dimensions")
-    (along,) = normalize_axis("cumulative_sum", 0 if axis is None else axis, x.ndim)
-    sums = apply(CUMULATIVE_SUM, x, axis=along)
-    if not include_initial:
-        return sums
-    first = tuple(1 if a == along else s for a, s in enumerate(x.shape))
-    return concat([zeros(first, dtype=sums.dtype), sums], axis=along)
 
 
 # -- positions ---------------------------------------------------------------------------------------------------------
@@ -301,13 +290,14 @@ def _position_row(name: str) -> Primitive:
 
 def _position(row: Primitive, doc: str) -> Callable[..., Tensor]:
     def call(x: Any, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        x = as_tensor(x)
-        if x.size == 0:
-            raise ValueError(f"{row.name}: no position in an array of no elements (shape {x.shape})")
+        x = array(row.name, x)
         if not (axis is None or isinstance(axis, int | np.integer)):
             raise TypeError(f"{row.name}: axis is one axis or None, not {axis!r}")
+        axes = axes_of(row.name, axis, x.ndim)
+        if 0 in [x.shape[a] for a in axes]:
+            raise ValueError(f"{row.name}: no position in an array of no elements (shape {x.shape}, axis {axis})")
         if axis is not None:
-            return apply(row, x, axis=normalize_axis(row.name, axis, x.ndim), keepdims=bool(keepdims))
+            return apply(row, x, axis=axes, keepdims=bool(keepdims))
         found = apply(row, reshape(x, (x.size,)), axis=(0,), keepdims=False)
         return reshape(found, (1,) * x.ndim) if keepdims else found
 
@@ -320,6 +310,6 @@ argmax = _position(_position_row("argmax"), "Index of the first greatest element
 argmin = _position(_position_row("argmin"), "Index of the first least element.")
 
 __all__ = [
-    "all", "any", "argmax", "argmin", "count_nonzero", "cumulative_sum", "logsumexp", "max", "mean", "min", "prod",
+    "all", "any", "argmax", "argmin", "count_nonzero", "logsumexp", "max", "mean", "min", "prod",
     "std", "sum", "var",
 ]  # fmt: skip
