@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from distributed import Client
 
+import taskgraph as tg
+from deploy.demo import run_product
 from deploy.local import LocalCluster
 from workers import backend, memory
 from workers.device_tile import DeviceTile, run
@@ -256,6 +258,27 @@ class TestCluster:
         a = client.submit(np.ones, (300, 300), workers=["cpu-0"], pure=False)
         tile = client.submit(run, gemm_panel, [a], [a], workers=["gpu-0"], pure=False)
         np.testing.assert_array_equal(tile.result(timeout=WAIT_S), np.full((300, 300), 300.0))
+
+    @pytest.mark.parametrize("pin", ["cpu", "gpu", "cpu+gpu"])
+    def test_the_demos_product(self, client, pin):
+        """The tutorial's product under each pin of the demo: right, and its tiles on workers of the pin's kinds."""
+        n = 2048
+        a, b = (tg.random.default_rng(seed).standard_normal((n, n), "float32").persist() for seed in range(2))
+        done = run_product(client, a, b, pin, pin, a.compute() @ b.compute())
+        assert done.error < 1e-5
+        assert {name.partition("-")[0] for name in done.tiles} == set(pin.split("+"))
+
+    def test_a_graph_with_pins_and_its_gradient(self, client):
+        x = tg.random.default_rng(0).standard_normal((300, 200), chunks=100)
+        with tg.device("gpu"):
+            y = tg.tanh(x @ x.T / 10)
+        loss = tg.sum(y * y)
+        value, gradient = tg.compute(loss, tg.gradients(loss, x))
+        here = x.compute(scheduler="synchronous")
+        t = np.tanh(here @ here.T / 10)
+        inner = 2 * t * (1 - t * t) / 10
+        np.testing.assert_allclose(value, (t * t).sum(), rtol=1e-9)
+        np.testing.assert_allclose(gradient, (inner + inner.T) @ here, rtol=1e-8, atol=1e-9)
 
     def test_the_workers_stay_near_their_gpus(self, client):
         """Every thread of a GPU worker may run on the same cores: none was left behind."""
