@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from taskgraph.chunks import aligned, is_single
+from taskgraph.chunks import aligned, broadcast, is_single
 from taskgraph.expr import Expr, bind, consumers, labelled, pinned, rewrite, topological, with_inputs
 from taskgraph.plan import Plan, relayout
 
@@ -19,9 +19,17 @@ def simplify(roots: Sequence[Expr]) -> tuple[Expr, ...]:
 
 
 def _simpler(node: Expr, inputs: tuple[Expr, ...]) -> Expr:
+    if node.op.kind == "elementwise":
+        inputs = _unspread(node, inputs)
     rule = _RULES.get(node.op.name)
     found = rule(node, inputs) if rule else None
     return with_inputs(node, inputs) if found is None else found
+
+
+def _unspread(node: Expr, inputs: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    """Inputs that were broadcast to a shape which the other inputs have anyway, as they were before."""
+    plain = tuple(i.inputs[0] if i.op.name == "broadcast_to" and i.device == node.device else i for i in inputs)
+    return plain if plain != inputs and broadcast([i.shape for i in plain]) == node.shape else inputs
 
 
 def _drop(node: Expr, inputs: tuple[Expr, ...]) -> Expr | None:
