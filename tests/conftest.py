@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import dask
 import pytest
 
+#: Where every process that a test starts writes the errors that Dask logs, besides its stderr.
+ERRORS = Path(tempfile.gettempdir()) / f"taskgraph-test-errors-{os.getpid()}.log"
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["DASK_TASKGRAPH__VALIDATE"] = "True"  # for the processes that tests start
     dask.config.set({"taskgraph.validate": True})
+    os.environ["DASK_TASKGRAPH__VALIDATE"] = "True"  # for the processes that tests start
+    formats = {"plain": {"format": "%(asctime)s - %(name)s - %(levelname)s - %(message)s"}}
+    handlers = {
+        "stderr": {"class": "logging.StreamHandler", "formatter": "plain"},
+        "errors": {"class": "logging.FileHandler", "filename": str(ERRORS), "level": "ERROR", "formatter": "plain"},
+    }
+    loggers = {"distributed": {"level": "INFO", "handlers": list(handlers)}}
+    style = {"version": 1, "disable_existing_loggers": False, "formatters": formats}
+    os.environ["DASK_LOGGING"] = repr({**style, "handlers": handlers, "loggers": loggers})
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    ERRORS.unlink(missing_ok=True)
 
 
 class _Kept(logging.Handler):
@@ -24,11 +42,18 @@ class _Kept(logging.Handler):
         self.records.append(record)
 
 
+def _exceptions(log: str) -> list[str]:
+    """The records of a log that tell of an exception, less the heartbeats of a closing worker: Dask's own noise."""
+    records = re.split(r"^(?=\d{4}-\d\d-\d\d )", log, flags=re.MULTILINE)
+    return [r for r in records if "Traceback (most recent call last)" in r and "ConnectionPool closing" not in r]
+
+
 @pytest.fixture(autouse=True)
 def no_logged_exception(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test in whose course the scheduler or a worker of this process logged an error: Dask only logs what goes
-    wrong in a plugin's hook, and tasks are then misplaced in silence. `@pytest.mark.logs_errors` says that errors are
-    what the test is about."""
+    """Fail a test in whose course a scheduler or a worker, of this process or one that it started, logged an exception:
+    Dask only logs what goes wrong in a plugin's hook, and tasks are then misplaced in silence.
+    `@pytest.mark.logs_errors` says that errors are what the test is about."""
+    before = ERRORS.stat().st_size if ERRORS.exists() else 0
     kept = _Kept()
     root = logging.getLogger("distributed")
     root.addHandler(kept)
@@ -36,6 +61,9 @@ def no_logged_exception(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(kept)
+    elsewhere = _exceptions(ERRORS.read_text()[before:]) if ERRORS.exists() else []
+    if elsewhere and not request.node.get_closest_marker("logs_errors"):
+        pytest.fail("exceptions were logged in other processes:\n" + "\n".join(elsewhere), pytrace=False)
     if kept.records and not request.node.get_closest_marker("logs_errors"):
         pytest.fail("errors were logged:\n" + "\n".join(r.getMessage() for r in kept.records), pytrace=False)
 
