@@ -492,3 +492,15 @@ class TestSetup:
     def test_it_travels(self):
         setup = pickle.loads(pickle.dumps(DeviceSetup("gpu", memory_fraction=0.5, blas_threads=2)))
         assert (setup.kind, setup.memory_fraction, setup.blas_threads) == ("gpu", 0.5, 2)
+
+
+def test_a_kernel_gets_aligned_arrays_so_that_bits_do_not_depend_on_the_network() -> None:
+    """What was received may begin at any byte; NumPy multiplies such arrays by other loops, with other bits."""
+    values = np.random.default_rng(0).normal(size=(25, 5))
+    received = np.ndarray(values.shape, buffer=bytearray(b"?????" + values.tobytes()), offset=5)
+    assert not received.flags.aligned
+    aligned = run(lambda xp, a, more: [x.flags.aligned for x in (a, *more)], received, [received])
+    assert aligned == [True, True]
+    right = np.random.default_rng(1).normal(size=(25, 3))
+    product = lambda xp, a, b: xp.matmul(a.T, b)
+    assert run(product, received, right).tobytes() == run(product, values, right).tobytes()

@@ -123,6 +123,10 @@ def _to_here(value: Any, here: backend.Backend) -> Any:
     if here.kind == "gpu" and isinstance(value, np.ndarray | np.generic):
         # np.generic: a reduction's block to a single number is a NumPy scalar, and it is data like any other.
         return here.to_device(np.asarray(value))
+    if isinstance(value, np.ndarray) and not value.flags.aligned:
+        # What came through the network begins at any byte, and NumPy has other loops for such arrays: without a copy a
+        # product would have other bits where an operand was moved (measured: a (25, 5) tile, transposed, by (25, 3)).
+        return value.copy("K")
     return _mapped(_to_here, value, here)
 
 
