@@ -15,10 +15,12 @@ def tangents(ys: Sequence[Tensor], xs: Sequence[Tensor], dxs: Sequence[Tensor]) 
     dxs: tensors of the shapes of `xs`. The rules are the rows' `jvp`; NotImplementedError names one that is missing.
     """
     known: dict[Expr, Tensor] = {x.expr: dx for x, dx in zip(xs, dxs, strict=True)}
-    for node in topological([y.expr for y in ys]):
+    for node in topological([y.expr for y in ys], until=frozenset(known)):
         moving = [known.get(i) for i in node.inputs]
-        if node in known or all(t is None for t in moving):
+        if node in known or node.dtype.kind not in "fc" or all(t is None for t in moving):
             continue
+        if node.dtype.kind == "c":
+            raise NotImplementedError(f"tangents: '{node.op.name}' is complex here; only real ones are differentiated")
         if node.op.jvp is None:
             raise NotImplementedError(f"tangents: '{node.op.name}' has no rule for forward mode")
         with pinned(node.device), labelled(gradient_label(node)):

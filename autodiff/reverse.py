@@ -4,16 +4,17 @@ Design note. The pass walks the graph once, from the results to the inputs, and 
 the rows of the primitive table. A rule gives cotangents of the result's (broadcast) shape; they are summed to the
 input's shape here, once for everybody. Cotangents are ordinary expressions that refer to the forward pass's own, so one
 submission computes both and nothing twice. Each rule runs under the pin of the expression that it differentiates, and
-what it makes is named after it in Dask's keys.
+what it makes is named after it in Dask's keys. A checkpointed call is pulled back as a whole: see checkpoint.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from autodiff.checkpoint import again, in_turn, segments
 from taskgraph.expr import Expr, gradient_label, labelled, pinned, topological
 from taskgraph.ops.create import filled
 from taskgraph.ops.reduce import sum as sum_
@@ -45,7 +46,8 @@ def gradients(ys: Any, xs: Any, grad_ys: Any = None) -> Any:
     for role, tensors in (("ys", results), ("xs", targets)):
         for n, t in enumerate(tensors):
             _check_real(f"{role}[{n}]", t)
-    found = _backpropagate(results, _seeds(results, grad_ys), targets)
+    known = _propagate([y.expr for y in results], _seeds(results, grad_ys), {x.expr for x in targets})
+    found = [known[x.expr] if x.expr in known else filled(x, 0.0) for x in targets]
     return found if many else found[0]
 
 
@@ -75,24 +77,53 @@ def _seeds(ys: Sequence[Tensor], grad_ys: Any) -> list[Tensor]:
     return seeds
 
 
-def _backpropagate(ys: Sequence[Tensor], seeds: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
-    order = topological([y.expr for y in ys])
-    needed = _depending_on({x.expr for x in xs}, order)
+def pull_back(ys: Sequence[Tensor], cts: Sequence[Tensor], xs: Sequence[Tensor]) -> list[Tensor]:
+    """The cotangents of `xs` from those of `ys`, zeros where they do not depend on them; no checks.
+
+    xs: the pass stops at them, so none may be made of another.
+    """
+    stops = frozenset(x.expr for x in xs)
+    found = _propagate([y.expr for y in ys], cts, stops, stops)
+    return [found[x.expr] if x.expr in found else filled(x, 0.0) for x in xs]
+
+
+def _propagate(
+    ys: Sequence[Expr], cts: Sequence[Tensor], xs: Collection[Expr], until: Collection[Expr] = ()
+) -> dict[Expr, Tensor]:
+    """The cotangents of all that lies between `xs` and `ys`; what lies behind `until` is not looked at."""
+    order = topological(ys, until)
+    needed = _depending_on(xs, order)
+    calls = segments(order, xs, until)
     cotangents: dict[Expr, Tensor] = {}
-    for y, seed in zip(ys, seeds, strict=True):
-        _accumulate(cotangents, y.expr, seed)
+    for y, ct in zip(ys, cts, strict=True):
+        _accumulate(cotangents, y, ct)
     for node in reversed(order):
-        ct = cotangents.get(node)
-        if ct is None or node not in needed or not any(i in needed for i in node.inputs):
+        if node in until or node not in needed or not any(i in needed for i in node.inputs):
             continue
-        with pinned(node.device), labelled(gradient_label(node)):
-            for i, t in zip(node.inputs, _pull_back(node, ct), strict=True):
-                if t is not None and i in needed:
-                    _accumulate(cotangents, i, _summed_to(t, i.shape))
-    return [cotangents[x.expr] if x.expr in cotangents else filled(x, 0.0) for x in xs]
+        if node in calls:
+            results = [r for r in calls[node] if r in cotangents]
+            if results:
+                _recompute(results, cotangents, needed)
+        elif node in cotangents:
+            with pinned(node.device), labelled(gradient_label(node)):
+                for i, t in zip(node.inputs, _pull_back(node, cotangents[node]), strict=True):
+                    if t is not None and i in needed:
+                        _accumulate(cotangents, i, _summed_to(t, i.shape))
+    return cotangents
 
 
-def _depending_on(xs: set[Expr], order: Sequence[Expr]) -> set[Expr]:
+def _recompute(results: Sequence[Expr], cotangents: dict[Expr, Tensor], needed: set[Expr]) -> None:
+    """Pull the cotangents of a checkpointed call's results back through a copy of what is inside it."""
+    cts = [cotangents[r] for r in results]
+    made_of = frozenset(results[0].inputs[1:])
+    found = _propagate(again(results, cts[0]), cts, made_of & needed, made_of)
+    wanted = {m: found[m] for m in results[0].inputs[1:] if m in found and m in needed}
+    for source, ct in in_turn(results, wanted, needed).items():
+        with pinned(source.device), labelled(gradient_label(source)):
+            _accumulate(cotangents, source, ct)
+
+
+def _depending_on(xs: Collection[Expr], order: Sequence[Expr]) -> set[Expr]:
     """The expressions through which the gradient must pass: those that depend on an x by a floating point path."""
     found: set[Expr] = set()
     for node in order:

@@ -52,10 +52,13 @@ from taskgraph.ops import *  # noqa: F403
 from taskgraph.plan import Plan
 from taskgraph.random import randn
 from taskgraph.session import Session, Variable, placeholder
-from taskgraph.tensor import Tensor, compute, persist
+from taskgraph.tensor import Tensor, compute, no_grad, persist
 
 #: Names of the layers above, resolved when they are first used.
-_LAZY = ("gradients", "LocalCluster", "TilePlacement")
+_LAZY = (
+    "gradients", "grad", "value_and_grad", "vjp", "jvp", "jacobian", "hessian", "hvp", "checkpoint", "check_grads",
+    "LocalCluster", "TilePlacement",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

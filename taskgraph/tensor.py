@@ -8,7 +8,9 @@ computes nothing before `compute()` (or something that needs values: `float(t)`,
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,39 @@ if TYPE_CHECKING:
 
 Scalar = bool | int | float | complex | np.generic
 PYTHON_SCALARS = (bool, int, float, complex)
+
+#: Whether what is made now passes gradients on (`no_grad`).
+_tracking: ContextVar[bool] = ContextVar("taskgraph_tracking", default=True)
+
+
+@contextmanager
+def tracking(on: bool) -> Iterator[None]:
+    """Whether the tensors made inside the block pass gradients on to what they are made of."""
+    before = _tracking.set(on)
+    try:
+        yield
+    finally:
+        _tracking.reset(before)
+
+
+def no_grad() -> AbstractContextManager[None]:
+    """A block (or, as `@tg.no_grad()`, a function) whose results are constants to every derivative, as in PyTorch.
+
+    `tg.grad` and the like, called inside, differentiate their function all the same.
+
+    >>> import taskgraph as tg
+    >>> w = tg.tensor([1.0, 2.0], requires_grad=True)
+    >>> with tg.no_grad():
+    ...     w2 = w - 0.1 * w
+    >>> w2.requires_grad
+    False
+    """
+    return tracking(False)
+
+
+def untracked(t: Tensor) -> Tensor:
+    """`t`, as a constant where `no_grad` is in force."""
+    return t if _tracking.get() else t.detach()
 
 
 def apply(op: Primitive, *inputs: Tensor, **params: Any) -> Tensor:
@@ -43,7 +78,16 @@ def apply(op: Primitive, *inputs: Tensor, **params: Any) -> Tensor:
         raise ValueError(
             f"{op.name}: its operands were put on {' and '.join(sorted(placed))}; move them to one: t.to(...)"
         )
+    if inputs and not _tracking.get():
+        return Tensor(_constant(expr), placed=where)
     return Tensor(expr, expr.dtype.kind in "fc" and any(t.requires_grad for t in inputs), where)
+
+
+def _constant(expr: Expr) -> Expr:
+    from taskgraph.ops.create import STOP
+
+    with pinned(expr.device):
+        return bind(STOP, expr)
 
 
 def compute(*tensors: Tensor, **kwargs: Any) -> tuple[Any, ...]:
@@ -308,7 +352,7 @@ class Tensor:
 
         where = parse_device(device)
         with pinned(where):
-            return Tensor(bind(MOVE, self.expr), self.requires_grad, where)
+            return untracked(Tensor(bind(MOVE, self.expr), self.requires_grad, where))
 
     def cuda(self, index: int | None = None) -> Tensor:
         """`to("gpu")`, or `to("gpu:index")`."""
@@ -356,9 +400,11 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same values, as a constant to `backward` and `gradients`."""
-        from taskgraph.ops.create import STOP
+        return Tensor(_constant(self.expr), placed=self._placed)
 
-        return Tensor(apply(STOP, self).expr, placed=self._placed)
+    def zero_grad(self) -> None:
+        """Forget `.grad`: the next `backward` starts from nothing."""
+        self.grad = None
 
     # -- operators -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,15 @@ from typing import Any
 
 WHERE = {
     "gradients": "autodiff.reverse",
+    "grad": "autodiff.functional",
+    "value_and_grad": "autodiff.functional",
+    "vjp": "autodiff.functional",
+    "jvp": "autodiff.functional",
+    "jacobian": "autodiff.jacobian",
+    "hessian": "autodiff.jacobian",
+    "hvp": "autodiff.jacobian",
+    "checkpoint": "autodiff.checkpoint",
+    "check_grads": "autodiff.check",
     "TilePlacement": "scheduler_plugins.plugin",
     "LocalCluster": "deploy.local",
     "profile": "workers.profile",

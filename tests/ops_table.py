@@ -312,4 +312,7 @@ EDGES: list[tuple[str, Build, Callable[[], Any]]] = [
 ]  # fmt: skip
 
 #: Rows that have no function of arrays to try: data and what stands for it; they have tests of their own.
-WITHOUT_CASES = {"constant", "dask", "leaf", "part", "placeholder", "random", "scatter", "variable"}
+WITHOUT_CASES = {
+    "argument", "barrier", "checkpoint", "constant", "dask", "leaf", "part", "placeholder", "random", "scatter",
+    "variable",
+}  # fmt: skip

@@ -16,7 +16,7 @@ from dask.base import tokenize
 
 from taskgraph.chunks import normalize, single
 from taskgraph.device import parse_device
-from taskgraph.expr import Chunks, DType, Expr, Opaque, Shape, pinned, serial
+from taskgraph.expr import Chunks, DType, Expr, Opaque, Shape, bind, pinned, serial
 from taskgraph.ops.arguments import integers, numeric
 from taskgraph.ops.elementwise import cast, where
 from taskgraph.primitives import Primitive, primitive
@@ -355,6 +355,49 @@ def _marker(name: str, passes_gradient: bool) -> Primitive:
 LEAF = _marker("leaf", passes_gradient=True)
 MOVE = _marker("move", passes_gradient=True)
 STOP = _marker("stop_gradient", passes_gradient=False)
+
+
+ARGUMENT = _marker("argument", passes_gradient=True)
+
+#: A result of a call that the reverse pass makes again (tg.checkpoint): the value, then what it was made of. The rules
+#: here are what is true without that: it is the value.
+CHECKPOINT = primitive(
+    "checkpoint",
+    kind="array",
+    infer=lambda value, *made_of, **_: _identity(value),
+    lower=lambda xp, value, *made_of, **_: value,
+    vjp=lambda ct, out, value, *made_of, **_: (ct, *[None] * len(made_of)),
+    jvp=lambda ts, out, *xs, **_: ts[0],
+    flops=lambda node: 0,
+)
+
+#: Its first input, once the second is there: what is made of it is made again, and not before.
+BARRIER = primitive(
+    "barrier",
+    kind="elementwise",
+    infer=lambda x, signal, **_: _identity(x),
+    lower=lambda xp, x, signal, **_: x,
+    vjp=lambda ct, out, x, signal, **_: (ct, None),
+    jvp=lambda ts, out, x, signal, **_: ts[0],
+    flops=lambda node: 0,
+)
+
+
+def marked(row: Primitive, t: Tensor, *others: Tensor, **params: Any) -> Tensor:
+    """A marker on `t`, which stays where it was put and wants the gradient that it wants, whatever the others do."""
+    with pinned(t.expr.device):
+        expr = bind(row, t.expr, *[o.expr for o in others], **params)
+    return Tensor(expr, t.requires_grad, t._placed)
+
+
+def argument(t: Tensor) -> Tensor:
+    """`t` under an identity of its own: the derivative with respect to it is not that with respect to an equal one."""
+    return marked(ARGUMENT, t, id=serial())
+
+
+def result(t: Tensor, wants_gradient: bool, beside: Tensor) -> Tensor:
+    """What a pass made, as a user gets it: what follows from it runs where `beside` was put."""
+    return Tensor(t.expr, wants_gradient and t.dtype.kind == "f", beside._placed)
 
 
 def stop_gradient(x: Any, /) -> Tensor:
