@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from autodiff import tree
 from autodiff.functional import jvp, vjp
+from taskgraph import tree
 from taskgraph.ops.create import asarray
 from taskgraph.tensor import Tensor, as_tensor, compute
 
@@ -88,7 +88,7 @@ def _differences(
     h = step or float(np.finfo(least).eps) ** (1 / 3)
 
     def at(by: float) -> Any:
-        pairs = zip(_tensors(args), tree.leaves(moves), strict=True)
+        pairs = zip(_tensors(args), tree.with_paths(moves), strict=True)
         return f(*tree.unflatten(args, [x + asarray(d * x.dtype.type(by)) for x, (_, d) in pairs]))
 
     after = at(h)
@@ -101,7 +101,7 @@ def _differences(
 
 
 def _tensors(of: Any) -> list[Tensor]:
-    return [as_tensor(leaf) for _, leaf in tree.leaves(of)]
+    return [as_tensor(leaf) for _, leaf in tree.with_paths(of)]
 
 
 def _arrays(of: Any) -> Arrays:

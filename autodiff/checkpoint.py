@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from autodiff import tree
+from taskgraph import tree
 from taskgraph.expr import Expr, pinned, serial, topological, with_inputs
 from taskgraph.ops.create import ARGUMENT, BARRIER, CHECKPOINT, argument, marked, scalar
 from taskgraph.ops.elementwise import add
@@ -48,9 +48,9 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
             marks.append(argument(leaf))
             return marks[-1]
 
-        inner_args, inner_kwargs = tree.map_leaves(mark, (args, kwargs))
+        inner_args, inner_kwargs = tree.map_with_paths(mark, (args, kwargs))
         out = f(*inner_args, **inner_kwargs)
-        values = [t.expr for _, t in tree.leaves(out) if isinstance(t, Tensor)]
+        values = [t.expr for _, t in tree.with_paths(out) if isinstance(t, Tensor)]
         inside = _made_from([m.expr for m in marks], values)
         made_of = [*marks, *[Tensor(e) for e in _taken(inside, [m.expr for m in marks])]]
         call_id = serial()
@@ -60,7 +60,7 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
                 return leaf
             return marked(CHECKPOINT, leaf, *made_of, id=call_id, marks=len(marks))
 
-        return tree.map_leaves(held, out)
+        return tree.map_with_paths(held, out)
 
     return call
 

@@ -10,10 +10,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from autodiff import tree
 from autodiff.forward import tangents as push_forward
 from autodiff.reverse import pull_back
 from autodiff.trace import Traced, directions, positions, trace
+from taskgraph import tree
 from taskgraph.ops.create import filled
 from taskgraph.tensor import Tensor, tracking
 
@@ -140,7 +140,7 @@ def forward(name: str, f: Function, primals: Any, tangents: Any, has_aux: bool =
     moves: list[Tensor] = []
     rest = iter(found.inputs)
     for n, (p, t) in enumerate(zip(found.model, tangents, strict=True)):
-        xs = [next(rest) for _ in tree.leaves(p)]
+        xs = [next(rest) for _ in tree.with_paths(p)]
         moves += directions(name, "tangent", p, xs, t, f"argument {n}")
     with tracking(True):
         dys = push_forward(found.outputs, found.inputs, moves)

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from autodiff import tree
 from autodiff.forward import tangents as push_forward
 from autodiff.functional import forward, grad
 from autodiff.reverse import pull_back
 from autodiff.trace import positions, trace
+from taskgraph import tree
 from taskgraph.ops.create import EYE, filled, scalar, zeros
 from taskgraph.ops.shape import rechunk, reshape, stack
 from taskgraph.tensor import Tensor, apply, tracking

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autodiff import tree
+from taskgraph import tree
 from taskgraph.ops.create import argument, result, scalar
 from taskgraph.tensor import Tensor, as_tensor, tracking, untracked
 
@@ -61,11 +61,11 @@ def trace(
 
     full = list(args)
     for n in chosen:
-        full[n] = tree.map_leaves(fresh, args[n], f"argument {n}")
+        full[n] = tree.map_with_paths(fresh, args[n], f"argument {n}")
     with tracking(True):
         out, aux = _called(name, f, full, kwargs, has_aux)
-    out = tree.map_leaves(lambda path, leaf: _real(name, path, leaf), out, "the result")
-    outputs = [t for _, t in tree.leaves(out)]
+    out = tree.map_with_paths(lambda path, leaf: _real(name, path, leaf), out, "the result")
+    outputs = [t for _, t in tree.with_paths(out)]
     return Traced(name, inputs, tuple(args[n] for n in chosen), out, outputs, aux)
 
 

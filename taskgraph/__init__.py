@@ -44,9 +44,10 @@ from numpy import (
     uint64,
 )
 
-from taskgraph import random
+from taskgraph import optim, random, tree
 from taskgraph.device import device
 from taskgraph.execute import plan
+from taskgraph.io import from_npy, from_zarr, load, save
 from taskgraph.machine import Device, Machine
 from taskgraph.ops import *  # noqa: F403
 from taskgraph.plan import Plan

@@ -14,7 +14,7 @@ import pytest
 from dask.callbacks import Callback
 
 import taskgraph as tg
-from autodiff import tree
+from taskgraph import tree
 from taskgraph.execute import planned
 from taskgraph.expr import Expr, topological
 from taskgraph.machine import Device, Machine
@@ -35,7 +35,7 @@ def synchronous() -> Iterator[None]:
 
 def values(of: Any) -> Any:
     """The tree with NumPy arrays in the places of tensors, computed in one run."""
-    return tree.unflatten(of, [np.asarray(a) for a in tg.compute(*[t for _, t in tree.leaves(of)])])
+    return tree.unflatten(of, [np.asarray(a) for a in tg.compute(*[t for _, t in tree.with_paths(of)])])
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-10) -> None:
@@ -210,7 +210,9 @@ def test_aux_and_constant_results() -> None:
 
 def test_float32_stays() -> None:
     x = tg.asarray(V, dtype="float32")
-    for t in tree.leaves([tg.value_and_grad(lambda x: tg.sum(x**2))(x), tg.hvp(lambda x: tg.sum(x**3), (x,), (x,))]):
+    for t in tree.with_paths(
+        [tg.value_and_grad(lambda x: tg.sum(x**2))(x), tg.hvp(lambda x: tg.sum(x**3), (x,), (x,))]
+    ):
         assert t[1].dtype == np.float32
     close(tg.vjp(lambda x: tg.sum(x), x)[1](2)[0], np.full(4, 2.0))  # a Python number takes any type
     tg.check_grads(lambda x: tg.sum(tg.sin(x)), (x,))
@@ -500,9 +502,9 @@ def test_flops_of_value_and_gradient_are_three_times_those_of_the_value(depth: i
     def flops(*tensors: tg.Tensor) -> int:
         return sum(n.op.flops(n) for n in products(*tensors))
 
-    assert flops(value, *[g for _, g in tree.leaves(grads)]) / flops(value) == 3.0
+    assert flops(value, *[g for _, g in tree.with_paths(grads)]) / flops(value) == 3.0
     held, grads = tg.value_and_grad(tg.checkpoint(chain), (0, 1))(*args)
-    counted = flops(held, *[g for _, g in tree.leaves(grads)]) / flops(value)
+    counted = flops(held, *[g for _, g in tree.with_paths(grads)]) / flops(value)
     assert counted == 4.0 - 1.0 / depth  # once more, but for the last product, which no gradient needs
 
 
@@ -630,8 +632,8 @@ def test_a_missing_rule_is_named(monkeypatch: pytest.MonkeyPatch, rule: str, use
 
 def test_trees() -> None:
     t = {"b": [1, (2, None)], "a": Pair(3, {})}
-    assert tree.leaves(t) == [("['b'][0]", 1), ("['b'][1][0]", 2), ("['a'].w", 3)]
-    assert tree.map_leaves(lambda path, x: x * 10, t) == {"b": [10, (20, None)], "a": Pair(30, {})}
+    assert tree.with_paths(t) == [("['b'][0]", 1), ("['b'][1][0]", 2), ("['a'].w", 3)]
+    assert tree.map_with_paths(lambda path, x: x * 10, t) == {"b": [10, (20, None)], "a": Pair(30, {})}
     assert tree.unflatten(5, [7]) == 7
     for count in (2, 4):
         with pytest.raises(ValueError, match="values than leaves"):

@@ -1,5 +1,7 @@
 """Trees: nested dicts, lists, tuples and named tuples, whose leaves are everything else; None is a tree without leaves.
 
+Models' parameters and optimizers' states are trees of tensors.
+
 A leaf is spoken of by its path, written as Python would reach it: `['layers'][0].weight`. One tree is the model (its
 order and its types count), others are held against it.
 """
@@ -10,23 +12,47 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from taskgraph import tensor
+from taskgraph.tensor import Tensor, as_tensor
 
-def leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Every leaf behind its path, in order (a dict's is that of its items).
 
-    >>> leaves({"w": [1, 2], "b": None, "c": 3}, "x")
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of a tree, in order (a dict's is that of its items).
+
+    >>> leaves({"w": [1, 2], "b": None, "c": 3})
+    [1, 2, 3]
+    """
+    return [leaf for _, leaf in _walk(tree, "")]
+
+
+def with_paths(tree: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Every leaf behind its path.
+
+    >>> with_paths({"w": [1, 2], "b": None, "c": 3}, "x")
     [("x['w'][0]", 1), ("x['w'][1]", 2), ("x['c']", 3)]
     """
     return list(_walk(tree, path))
 
 
-def map_leaves(f: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
+def map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """The tree of `f(leaf, ...)`, of the leaves of one tree or of those in the same place of several.
+
+    Raises ValueError, naming the place, where another tree has not the structure of the first.
+
+    >>> map(lambda a, b: a + b, {"w": [1, 2]}, {"w": [10, 20]})
+    {'w': [11, 22]}
+    """
+    beside = [[theirs for _, _, theirs in against(tree, other, "counterpart")] for other in others]
+    return unflatten(tree, [f(*group) for group in zip(leaves(tree), *beside, strict=True)])
+
+
+def map_with_paths(f: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
     """The tree with `f(path, leaf)` in the place of every leaf.
 
-    >>> map_leaves(lambda path, x: 10 * x, {"w": (1, 2)})
-    {'w': (10, 20)}
+    >>> map_with_paths(lambda path, x: path, {"w": (1, 2)}, "x")
+    {'w': ("x['w'][0]", "x['w'][1]")}
     """
-    return unflatten(tree, [f(at, leaf) for at, leaf in leaves(tree, path)])
+    return unflatten(tree, [f(at, leaf) for at, leaf in _walk(tree, path)])
 
 
 def unflatten(like: Any, values: Iterable[Any]) -> Any:
@@ -50,6 +76,34 @@ def against(model: Any, other: Any, name: str, path: str = "") -> list[tuple[str
     ValueError: argument 0 has the keys ['w'], its tangent has ['v']
     """
     return list(_pairs(model, other, name, path))
+
+
+def compute(tree: Any, **kwargs: Any) -> Any:
+    """The tree of the tensors' values, all computed in one run (`tg.compute`); its leaves are what `tg.asarray` takes.
+
+    >>> import taskgraph as tg
+    >>> compute({"a": tg.asarray(1.0) + 1, "b": [tg.asarray(3.0) * 2]})
+    {'a': np.float64(2.0), 'b': [np.float64(6.0)]}
+    """
+    return unflatten(tree, tensor.compute(*_tensors(tree), **kwargs))
+
+
+def persist(tree: Any, **kwargs: Any) -> Any:
+    """The tree of the tensors with their blocks computed in one run and kept (`tg.persist`): on the workers with a
+    client, in memory without one.
+
+    What ends a step of training: the next one starts from these blocks, and the graph that made them is forgotten.
+
+    >>> import taskgraph as tg
+    >>> w, loss = persist((tg.asarray([1.0, 2.0]) * 2, tg.asarray(0.5)))
+    >>> w
+    tg.Tensor(dask, shape=(2,), dtype=float64, chunks=(2,), device=auto)
+    """
+    return unflatten(tree, tensor.persist(*_tensors(tree), **kwargs))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [as_tensor(leaf) for leaf in leaves(tree)]
 
 
 def is_leaf(x: Any) -> bool:
