@@ -25,7 +25,7 @@ oldest: $(OLDEST)/.test
 	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS) tests/test_path.py tests/test_plugin.py tests/test_tensor.py
 
 bench: $(VENV)/.test
-	for name in build_cost plugin_cost product; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
+	for name in build_cost plugin_cost product gradient training_memory; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
