@@ -112,6 +112,71 @@ UNARY_SMOOTH = {
     "square": normal, "tan": unit, "tanh": normal,
 }  # fmt: skip
 
+
+def definite(xp: Any, x: Any) -> Any:
+    """A symmetric matrix (or a stack) far from singular, made of any."""
+    return x @ xp.matrix_transpose(x) + x.shape[-2] * xp.eye(x.shape[-2])
+
+
+def mixed(xp: Any, x: Any) -> Any:
+    """A square matrix (or a stack) far from singular, with no symmetry."""
+    return x + 2 * x.shape[-1] * xp.eye(x.shape[-1])
+
+
+def _linalg(name: str, f: Callable[..., Any], *shapes: tuple[int, ...], smooth: bool = True) -> list[Case]:
+    """`f(xp, *inputs)` with our namespace and with NumPy's."""
+    return _of(name, lambda *xs: f(tg, *xs), lambda *xs: f(np, *xs), *shapes, smooth=smooth)
+
+
+def _of_eigen(xp: Any, x: Any) -> Any:
+    """A function of a symmetric matrix by way of its eigenvalues: the signs of the vectors do not matter."""
+    w, v = xp.linalg.eigh(definite(xp, x))
+    return (v * xp.sqrt(w)[..., None, :]) @ xp.matrix_transpose(v)
+
+
+def _of_singular(xp: Any, x: Any) -> Any:
+    """The same by way of singular values, with a function of them that is no polynomial of the matrix."""
+    u, s, vh = xp.linalg.svd(x, full_matrices=False)
+    return (u * xp.exp(-s)[..., None, :]) @ vh
+
+
+SQUARES = ((5, 5), (3, 4, 4))
+LINALG = [
+    *[c for s in ((4, 5), (3, 3, 4)) for name, f in {
+        "cholesky": lambda xp, x: xp.linalg.cholesky(definite(xp, x)),
+        "eigh": _of_eigen,
+    }.items() for c in _linalg(name, f, s)],
+    *_linalg("cholesky", lambda xp, x: xp.linalg.cholesky(definite(xp, x), upper=True), (4, 3)),
+    *[c for s in SQUARES for name, f in {
+        "inv": lambda xp, x: xp.linalg.inv(mixed(xp, x)),
+        "det": lambda xp, x: xp.linalg.det(mixed(xp, x) / 8),
+        "slogdet": lambda xp, x: xp.linalg.slogdet(-mixed(xp, x)).logabsdet,
+        "eigh": lambda xp, x: xp.linalg.eigvalsh(definite(xp, x)),
+    }.items() for c in _linalg(name, f, s)],
+    *_linalg("slogdet", lambda xp, x: xp.linalg.slogdet(-mixed(xp, x)).sign, (5, 5)),
+    *[c for shapes in (((5, 5), (5, 3)), ((5, 5), (5,)), ((3, 4, 4), (4, 2)), ((4, 4), (3, 4, 2)), ((3, 4, 4), (4,)))
+      for c in _linalg("solve", lambda xp, a, b: xp.linalg.solve(mixed(xp, a), b), *shapes)],
+    *[c for s in ((7, 4), (4, 4), (3, 6), (2, 5, 3)) for f in (
+        lambda xp, x: xp.abs(xp.linalg.qr(x)[0]), lambda xp, x: xp.abs(xp.linalg.qr(x)[1]),
+        lambda xp, x: xp.multiply(*[xp.sum(t, axis=(-2, -1)) for t in xp.linalg.qr(x)]),
+    ) for c in _linalg("qr", f, s)],
+    *_linalg("eigh", lambda xp, x: xp.abs(xp.linalg.eigh(definite(xp, x))[1]), (4, 6)),
+    *[c for s in ((6, 4), (4, 4), (3, 5), (2, 5, 3)) for f in (
+        _of_singular, lambda xp, x: xp.linalg.svdvals(x),
+        lambda xp, x: xp.abs(xp.linalg.svd(x, full_matrices=False)[0]),
+        lambda xp, x: xp.abs(xp.linalg.svd(x, full_matrices=False)[2]),
+    ) for c in _linalg("svd", f, s)],
+    *[c for k in (0, 2, -1) for s in ((4, 6), (6, 4), (2, 5, 4)) for f in (
+        lambda xp, x, k=k: xp.linalg.diagonal(x, offset=k), lambda xp, x, k=k: xp.linalg.trace(x, offset=k),
+    ) for c in _linalg("eye", f, s)],
+    *[c for p in (2, 1, 3, 0.5, 0, np.inf, -np.inf) for how in ({}, {"axis": -1}, {"axis": (0, 1), "keepdims": True})
+      for c in _linalg("abs" if p not in (0, 2) else "sum",
+                       lambda xp, x, p=p, how=how: xp.linalg.vector_norm(x, ord=p, **how), (5, 4))],
+    *[c for p in ("fro", "nuc", 1, -1, 2, -2, np.inf, -np.inf) for s in ((5, 4), (2, 3, 4))
+      for c in _linalg("svd" if p in ("nuc", 2, -2) else "sum",
+                       lambda xp, x, p=p: xp.linalg.matrix_norm(x, ord=p, keepdims=True), s)],
+]  # fmt: skip
+
 CASES: list[Case] = [
     *[c for name, draw in UNARY_SMOOTH.items() for c in _unary(name, draw)],
     *_unary("abs"),
@@ -210,6 +275,7 @@ CASES: list[Case] = [
           ("multiply", "ij,ij->ij", (3, 4), (1, 4)), ("matmul", "...ij,...jk", (1, 2, 3), (2, 3, 4)),
           ("multiply", "ij,ij->i", (3, 4), (3, 1)), ("eye", "iijj->ji", (3, 3, 2, 2)),
       )],
+    *LINALG,
     # -- markers and creation
     *_of("stop_gradient", tg.stop_gradient, lambda x: x, (7, 5), smooth=False),
     *_of("move", lambda x: x.cpu(), lambda x: x, (7, 5)),
@@ -253,6 +319,21 @@ EDGES: list[tuple[str, Build, Callable[[], Any]]] = [
       )],
     edge("einsum of a trace beside inf and nan", lambda array: tg.einsum("ii", array(ODD)), np.float64(4)),
     *[both(f"vecdot of {x.dtype}", lambda xp, array, x=x: xp.vecdot(array(x), array(x))) for x in (BYTES, TRUTHS)],
+    # -- linear algebra
+    *[both(f"{f.__name__} of integers", lambda xp, array, f=f: getattr(xp.linalg, f.__name__)(array([[4, 1], [1, 3]])))
+      for f in (np.linalg.cholesky, np.linalg.inv, np.linalg.det, np.linalg.svdvals, np.linalg.vector_norm)],
+    both("solve of singles and doubles",
+         lambda xp, array: xp.linalg.solve(array(np.eye(3, dtype="f4")), array([1, 2, 3]))),
+    both("inv of singles", lambda xp, array: xp.linalg.inv(array(np.eye(3, dtype="f4") * 2))),
+    both("trace of small integers", lambda xp, array: xp.linalg.trace(array(BYTES))),
+    both("trace in a small type", lambda xp, array: xp.linalg.trace(array(BYTES), dtype="i1")),
+    both("diagonal of booleans", lambda xp, array: xp.linalg.diagonal(array(TRUTHS), offset=1)),
+    both("diagonal beyond the matrix", lambda xp, array: xp.linalg.diagonal(array(BYTES), offset=3)),
+    both("det of no matrices", lambda xp, array: xp.linalg.det(array(np.zeros((0, 3, 3))))),
+    edge("the gradient of a norm at zero", lambda array: (lambda z: tg.gradients(tg.linalg.vector_norm(z), z))(
+        array(np.zeros(3))), np.zeros(3)),
+    edge("the gradient of equal singular values",
+         lambda array: (lambda z: tg.gradients(tg.linalg.matrix_norm(z, ord="nuc"), z))(array(np.eye(3))), np.eye(3)),
     # -- no elements
     edge("concat with nothing", lambda array: tg.concat([array(EMPTY), array(np.ones((5, 4))), array(EMPTY)]),
          np.ones((5, 4))),

@@ -243,6 +243,43 @@ SHAPES = [
     bad("placeholder of negative size", lambda: tg.placeholder("float32", (-1, 2)), ValueError, "placeholder", "-1"),
 ]
 
+SQUARE = tg.placeholder("float64", (3, 3), name="S")
+LINALG = [
+    *[
+        bad(
+            f"{n} of what is not square", lambda n=n: getattr(tg.linalg, n)(X), ValueError, n, "square", "'X'", "(2, 3)"
+        )
+        for n in ("cholesky", "inv", "det", "slogdet", "eigh", "eigvalsh")
+    ],
+    *[
+        bad(f"{n} of a vector", lambda n=n: getattr(tg.linalg, n)(V), ValueError, n, "two axes", "(3,)")
+        for n in ("cholesky", "inv", "eigvalsh", "eigh", "qr", "svd", "svdvals", "diagonal", "trace", "matrix_norm")
+    ],
+    *[
+        bad(f"{n} of complex numbers", lambda n=n: getattr(tg.linalg, n)(COMPLEX), TypeError, n, "complex128")
+        for n in ("cholesky", "inv", "det", "eigh", "qr", "svd", "vector_norm", "matrix_norm")
+    ],
+    bad("cholesky of half precision", lambda: tg.linalg.cholesky(tg.eye(3, dtype="f2")), TypeError, "float16"),
+    bad("solve, sizes", lambda: tg.linalg.solve(SQUARE, X), ValueError, "solve", "'S'", "(3, 3)", "'X'", "3 != 2"),
+    bad("solve, not square", lambda: tg.linalg.solve(X, W), ValueError, "solve", "square", *NAMED),
+    bad("solve, a number", lambda: tg.linalg.solve(SQUARE, 1.0), ValueError, "solve", "'S'"),
+    bad(
+        "solve, leading axes",
+        lambda: tg.linalg.solve(tg.zeros((2, 3, 3)), tg.zeros((4, 3, 1))),
+        ValueError,
+        "leading",
+        "(2, 3, 3)",
+        "(4, 3, 1)",
+    ),
+    bad("qr, mode", lambda: tg.linalg.qr(X, mode="complete"), ValueError, "qr", "'complete'"),
+    bad("svd, all vectors", lambda: tg.linalg.svd(X, full_matrices=True), ValueError, "svd", "full_matrices"),
+    bad("vector_norm, ord", lambda: tg.linalg.vector_norm(V, ord="fro"), ValueError, "vector_norm", "'fro'"),
+    bad("vector_norm, axis", lambda: tg.linalg.vector_norm(V, axis=1), ValueError, "vector_norm", "axis 1"),
+    bad("matrix_norm, ord", lambda: tg.linalg.matrix_norm(X, ord=3), ValueError, "matrix_norm", "not 3"),
+    bad("diagonal, offset", lambda: tg.linalg.diagonal(X, offset=0.5), TypeError, "diagonal: offset", "0.5"),
+    bad("trace in objects", lambda: tg.linalg.trace(X, dtype="O"), TypeError, "trace", "object"),
+]
+
 NOT_NUMERIC: list[Any] = [["a"], [object()], np.array(["2020"], "M8[D]"), np.zeros(2, [("a", int)]), [None], [b"x"]]
 
 DTYPES = [
@@ -466,7 +503,7 @@ def check(case: Bad) -> None:
         assert words in message, f"{words!r} is not in {message!r}"
 
 
-@pytest.mark.parametrize("case", SHAPES, ids=str)
+@pytest.mark.parametrize("case", [*SHAPES, *LINALG], ids=str)
 def test_shapes_and_axes(case: Bad) -> None:
     check(case)
 

@@ -40,6 +40,11 @@ TRAINING: dict[str, tuple[list[str], str, Callable[..., bool]]] = {
         r"loss (\S+) -> (\S+), accuracy on 361 held-out digits: (\S+)\s",
         lambda first, last, accuracy: last < first / 20 and accuracy >= 0.96,
     ),
+    "gaussian_process.py": (
+        [],
+        r"likelihood (\S+), .*differs by (\S+)\s.*finds: (\S+)\s",
+        lambda found, difference, greatest: difference < 1e-6 and abs(found - greatest) < 1e-3,
+    ),
     "matrix_factorization.py": (["150"], r"ratio (\S+)\s", lambda ratio: 1 <= ratio < 1.02),
 }
 

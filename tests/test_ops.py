@@ -188,6 +188,46 @@ def test_gradients_of_moments_at_their_edges() -> None:
     assert not np.isfinite(tg.gradients(tg.var(y, correction=3), y).compute()).any()  # NumPy's variance is infinite
 
 
+def test_vectors_of_equal_values_have_no_derivative() -> None:
+    x, weights = tg.asarray(np.eye(3)), tg.asarray(np.arange(9.0).reshape(3, 3))
+    of_values = tg.gradients(tg.sum(tg.linalg.eigvalsh(x)), x)
+    np.testing.assert_array_equal(of_values.compute(scheduler="synchronous"), np.eye(3))
+    for vectors in (tg.linalg.eigh(x).eigenvectors, tg.linalg.svd(x).U):
+        with np.errstate(all="ignore"):
+            found = tg.gradients(tg.sum(weights * vectors), x).compute(scheduler="synchronous")
+        assert not np.isfinite(found).all()
+
+
+def test_a_factorization_runs_once() -> None:
+    x = tg.asarray(np.diag([3.0, 2.0, 1.0]), chunks=2)
+    u, s, vh = tg.linalg.svd(x)
+    graph = {n for t in (u, s, vh) for n in tg.expr.topological([t.expr]) if n.op.name == "svd"}
+    assert len(graph) == 1
+
+
+def test_a_factorization_takes_whole_matrices_and_leaves_the_batch_as_it_is_cut() -> None:
+    t = tg.linalg.cholesky(tg.asarray(np.stack([np.eye(4, dtype="f4")] * 3), chunks=(2, 2, 2)))
+    assert t.chunks == ((2, 1), (4,), (4,))
+    assert [i.op.name for i in t.expr.inputs] == ["rechunk"]
+
+
+def test_derivatives_of_factorizations_keep_single_precision() -> None:
+    x = tg.asarray(np.diag(np.arange(1, 4, dtype="f4")))
+    results = [*tg.linalg.qr(x), *tg.linalg.eigh(x), *tg.linalg.svd(x), *tg.linalg.slogdet(x), tg.linalg.solve(x, x)]
+    for t in (*results, tg.linalg.cholesky(x), tg.linalg.inv(x), tg.linalg.det(x), tg.linalg.matrix_norm(x)):
+        first = tg.gradients(t, x)
+        assert {t.dtype, first.dtype, tangents([t], [x], [x])[0].dtype} == {np.dtype("f4")}
+        assert first.compute(scheduler="synchronous").dtype == np.dtype("f4")
+
+
+def test_a_matrix_that_is_not_what_it_must_be_is_found_at_run() -> None:
+    x = tg.asarray(np.zeros((4, 4)), chunks=2)
+    for f in (tg.linalg.inv, lambda t: tg.linalg.cholesky(t - 1.0), lambda t: tg.linalg.solve(t, tg.ones(4))):
+        t = f(x)
+        with pytest.raises(np.linalg.LinAlgError):
+            t.compute(scheduler="synchronous")
+
+
 REDUCTIONS: dict[str, Callable[[tg.Tensor], tg.Tensor]] = {
     "sum": tg.sum,
     "mean": tg.mean,
