@@ -338,12 +338,14 @@ def _read_block(path: str, index: Index, start: Shape, shape: Shape) -> np.ndarr
     array = _zarr().open_array(path, mode="r")
     if 0 in shape:
         return np.empty(shape, array.dtype)
-    if not _file(path, index).exists():
-        raise OSError(f"load: block {index} of {path} is missing")
     try:
-        return np.asarray(array[_slices(array.chunks, index, shape)])
+        values = np.asarray(array[_slices(array.chunks, index, shape)])
     except Exception as e:
         raise OSError(f"load: block {index} of {path} is damaged: {e}") from e
+    # Behind the read: Zarr gives zeros for a block that is not there, and another process's save may take it away.
+    if not _file(path, index).exists():
+        raise OSError(f"load: block {index} of {path} is missing")
+    return values
 
 
 # -- arrays of others --------------------------------------------------------------------------------------------------
