@@ -8,7 +8,7 @@ computes nothing before `compute()` (or something that needs values: `float(t)`,
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import numpy as np
 from taskgraph import execute, show
 from taskgraph.device import parse_device
 from taskgraph.expr import Chunks, DType, Expr, Opaque, Shape, bind, pin_in_force, pinned, serial
+from taskgraph.operators import Operators
 from taskgraph.primitives import Primitive
 from taskgraph.upward import resolve
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import dask.array as da
 
 Scalar = bool | int | float | complex | np.generic
-PYTHON_SCALARS = (bool, int, float, complex)
 
 #: Whether what is made now passes gradients on (`no_grad`).
 _tracking: ContextVar[bool] = ContextVar("taskgraph_tracking", default=True)
@@ -125,39 +125,7 @@ def as_tensor(x: Any) -> Tensor:
     return asarray(x)
 
 
-def _unary(name: str) -> Any:
-    def method(self: Tensor) -> Tensor:
-        from taskgraph import ops
-
-        return getattr(ops, name)(self)
-
-    method.__doc__ = f"`tg.{name}` of this tensor, elementwise."
-    return method
-
-
-def _binary(name: str, swapped: bool = False) -> Any:
-    def method(self: Tensor, other: Any) -> Tensor:
-        from taskgraph import ops
-
-        if not isinstance(other, (Tensor, *PYTHON_SCALARS, np.generic, np.ndarray)):
-            return NotImplemented
-        return getattr(ops, name)(other, self) if swapped else getattr(ops, name)(self, other)
-
-    method.__doc__ = f"`tg.{name}` with another tensor, array or number."
-    return method
-
-
-def _reduction(name: str) -> Any:
-    def method(self: Tensor, axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False) -> Tensor:
-        from taskgraph import ops
-
-        return getattr(ops, name)(self, axis=axis, keepdims=keepdims)
-
-    method.__doc__ = f"`tg.{name}` over `axis` (all axes where None)."
-    return method
-
-
-class Tensor:
+class Tensor(Operators):
     """An n-dimensional array that is described, not yet computed.
 
     Made by the functions of the facade (`tg.asarray`, `tg.randn`, `tg.zeros`, ...), not by this class.
@@ -406,46 +374,6 @@ class Tensor:
         """Forget `.grad`: the next `backward` starts from nothing."""
         self.grad = None
 
-    # -- operators -----------------------------------------------------------------------------------------------
-
-    def __getitem__(self, index: Any) -> Tensor:
-        from taskgraph.ops.indexing import getitem
-
-        return getitem(self, index)
-
-    def reshape(self, *shape: Any) -> Tensor:
-        """`tg.reshape`; the shape as one tuple or as numbers."""
-        from taskgraph import ops
-
-        return ops.reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape)
-
-    def astype(self, dtype: Any) -> Tensor:
-        """`tg.astype`."""
-        from taskgraph import ops
-
-        return ops.astype(self, dtype)
-
-    __neg__, __pos__, __abs__, __invert__ = (_unary(n) for n in ("negative", "positive", "abs", "bitwise_invert"))
-    __add__, __radd__ = _binary("add"), _binary("add", swapped=True)
-    __sub__, __rsub__ = _binary("subtract"), _binary("subtract", swapped=True)
-    __mul__, __rmul__ = _binary("multiply"), _binary("multiply", swapped=True)
-    __truediv__, __rtruediv__ = _binary("divide"), _binary("divide", swapped=True)
-    __floordiv__, __rfloordiv__ = _binary("floor_divide"), _binary("floor_divide", swapped=True)
-    __mod__, __rmod__ = _binary("remainder"), _binary("remainder", swapped=True)
-    __pow__, __rpow__ = _binary("pow"), _binary("pow", swapped=True)
-    __matmul__, __rmatmul__ = _binary("matmul"), _binary("matmul", swapped=True)
-    __and__, __rand__ = _binary("bitwise_and"), _binary("bitwise_and", swapped=True)
-    __or__, __ror__ = _binary("bitwise_or"), _binary("bitwise_or", swapped=True)
-    __xor__, __rxor__ = _binary("bitwise_xor"), _binary("bitwise_xor", swapped=True)
-    __lshift__, __rlshift__ = _binary("bitwise_left_shift"), _binary("bitwise_left_shift", swapped=True)
-    __rshift__, __rrshift__ = _binary("bitwise_right_shift"), _binary("bitwise_right_shift", swapped=True)
-    __eq__, __ne__ = _binary("equal"), _binary("not_equal")
-    __lt__, __le__ = _binary("less"), _binary("less_equal")
-    __gt__, __ge__ = _binary("greater"), _binary("greater_equal")
-    sum, prod, mean, max, min = (_reduction(n) for n in ("sum", "prod", "mean", "max", "min"))
-    std, var, any, all = (_reduction(n) for n in ("std", "var", "any", "all"))
-    argmax, argmin = (_reduction(n) for n in ("argmax", "argmin"))
-
     # -- protocols -----------------------------------------------------------------------------------------------
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
@@ -488,11 +416,6 @@ class Tensor:
     def __lower(self) -> execute.Lowered:
         self._lowered = execute.lowered_for_dask(self.expr, self._lowered)
         return self._lowered
-
-
-for _name, _method in list(vars(Tensor).items()):
-    if getattr(_method, "__name__", "") == "method":  # what the factories above made
-        _method.__name__, _method.__qualname__ = _name, f"Tensor.{_name}"
 
 
 def _from_persisted(graph: Any, output: Any, device: str | None, rename: Any = None) -> Tensor:

@@ -19,9 +19,10 @@ import numpy as np
 
 from taskgraph.chunks import broadcast, unify
 from taskgraph.expr import Chunks, DType, Expr, Shape, describe
+from taskgraph.operators import PYTHON_SCALARS
 from taskgraph.ops.arguments import array, numeric
 from taskgraph.primitives import Primitive, no_gradient, primitive
-from taskgraph.tensor import PYTHON_SCALARS, Tensor, apply
+from taskgraph.tensor import Tensor, apply
 
 Partial = Callable[..., Any] | int | None
 
