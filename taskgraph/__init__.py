@@ -47,7 +47,7 @@ from numpy import (
 from taskgraph import linalg, optim, random, tree
 from taskgraph.device import device
 from taskgraph.execute import plan
-from taskgraph.io import from_npy, from_zarr, load, save
+from taskgraph.io import load, save
 from taskgraph.machine import Device, Machine
 from taskgraph.ops import *  # noqa: F403
 from taskgraph.plan import Plan

@@ -13,7 +13,7 @@ import numpy as np
 from dask.array.core import concatenate3
 from dask.base import get_scheduler
 
-from taskgraph.expr import Expr, Opaque, bind, pinned, serial, substitute, topological
+from taskgraph.expr import Chunks, Expr, Opaque, bind, pinned, serial, substitute, topological
 from taskgraph.lower import Lowered, Output, host_copies, lower
 from taskgraph.machine import Machine
 from taskgraph.passes import simplify
@@ -55,6 +55,11 @@ def planned(exprs: Sequence[Expr], machine: Machine) -> Plan:
     return plan_products(validate(simplify(validate(exprs))), machine)
 
 
+def planned_chunks(expr: Expr, scheduler: Any = None) -> Chunks:
+    """The blocks in which a run would make an expression: its plan may cut a product otherwise."""
+    return planned(with_values((expr,)), machine_of(_client_of(scheduler))).roots[0].chunks
+
+
 def plan(what: Any, machine: Machine) -> Plan:
     """The plan of a tensor, or of a list of them: grid and workers of every product, predicted seconds and bytes.
 
@@ -87,7 +92,7 @@ def lowered_for_dask(expr: Expr, known: Lowered | None = None) -> Lowered:
     another client is in force. (Dask asks several times for one run, and must get one answer.)
     """
     (now,) = with_values((expr,))
-    client = _client_in_force()
+    client = _client_of()
     where = client.scheduler.address if client else None
     if known is not None and known.origin == (now, where):
         return known
@@ -97,10 +102,10 @@ def lowered_for_dask(expr: Expr, known: Lowered | None = None) -> Lowered:
 # -- where it runs -----------------------------------------------------------------------------------------------------
 
 
-def _client_in_force() -> Any:
-    """The `distributed.Client` that Dask would use now, None where it would use a local scheduler."""
-    get = get_scheduler()
-    client = getattr(get, "__self__", None)
+def _client_of(scheduler: Any = None) -> Any:
+    """The `distributed.Client` that Dask would use now, or for what a user gave it as `scheduler`; None where that is a
+    local scheduler."""
+    client = getattr(get_scheduler(scheduler=scheduler), "__self__", None)
     return client if client is not None and hasattr(client, "scheduler_info") else None
 
 
@@ -181,8 +186,8 @@ def run(
     if not exprs:
         return []
     get: Any = get_scheduler(scheduler=scheduler) or local_get
-    client: Any = getattr(get, "__self__", None)
-    machine = machine_of(client if hasattr(client, "scheduler_info") else None)
+    client = _client_of(scheduler)
+    machine = machine_of(client)
     graph = lowered(exprs, machine, keep if machine.is_cluster else ())
     if not machine.is_cluster:
         found = get(graph.graph.to_dict(), graph.keys, **kwargs)
@@ -263,7 +268,7 @@ def to_dask(expr: Expr) -> da.Array:
 
 def explain(exprs: Sequence[Expr], machine: Machine | None = None) -> str:
     """What a run would do: the plan of the products, and the tasks of each device class."""
-    graph = lowered(with_values(exprs), machine or machine_of(_client_in_force()))
+    graph = lowered(with_values(exprs), machine or machine_of(_client_of()))
     from taskgraph.show import tasks_per_kind
 
     counts = ", ".join(f"{n} on {kind} workers" for kind, n in sorted(tasks_per_kind(graph).items()))

@@ -265,6 +265,15 @@ class Tensor(Operators):
         """This tensor as a `dask.array.Array` with the same tasks; what follows is Dask's, unplaced."""
         return execute.to_dask(self.expr)
 
+    def to_zarr(self, path: Any, *, overwrite: bool = False, **kwargs: Any) -> None:
+        """Compute this tensor and write it to a Zarr array, where its blocks are made; see `ops.files.to_zarr`.
+
+        FileExistsError where there is something at `path`, unless `overwrite`.
+        """
+        from taskgraph.ops.files import to_zarr
+
+        to_zarr(self, path, overwrite=overwrite, **kwargs)
+
     def numpy(self) -> Any:
         """`compute()`, under the name that PyTorch users know."""
         return self.compute()

@@ -394,6 +394,6 @@ EDGES: list[tuple[str, Build, Callable[[], Any]]] = [
 
 #: Rows that have no function of arrays to try: data and what stands for it; they have tests of their own.
 WITHOUT_CASES = {
-    "argument", "barrier", "checkpoint", "constant", "dask", "leaf", "part", "placeholder", "random", "scatter",
-    "variable",
+    "argument", "barrier", "checkpoint", "constant", "dask", "leaf", "part", "placeholder", "random", "read", "scatter",
+    "variable", "write",
 }  # fmt: skip

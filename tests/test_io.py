@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import h5py
 import numpy as np
 import pytest
 import zarr
@@ -23,7 +24,7 @@ from distributed import Client, futures_of
 
 import taskgraph as tg
 from deploy.local import LocalCluster
-from taskgraph import io
+from taskgraph.ops import files
 from taskgraph.tensor import Tensor
 
 ROOT = Path(__file__).parents[1]
@@ -169,7 +170,7 @@ def test_what_cannot_be_computed_leaves_the_old_checkpoint(tmp_path: Path) -> No
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    with mock.patch.object(io, "_sync", fail), pytest.raises(OSError, match="No space left"):
+    with mock.patch.object(files, "sync", fail), pytest.raises(OSError, match="No space left"):
         tg.save(tmp_path, {"step": 2, "x": tg.ones(4, chunks=2)})
     assert tg.load(tmp_path)["step"] == 1
     assert set(before) <= set(generations(tmp_path))
@@ -185,8 +186,8 @@ def blocks_of(path: Path) -> list[Path]:
     ("damage", "says"),
     [
         (lambda p: p.unlink(), r"block \(1,\) of .* is missing"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-9] + b"x" + p.read_bytes()[-8:]), r"block \(1,\) of .* is damaged"),
-        (lambda p: p.write_bytes(p.read_bytes()[:5]), r"block \(1,\) of .* is damaged"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-9] + b"x" + p.read_bytes()[-8:]), r"the block at \(3,\) of .* is damaged"),
+        (lambda p: p.write_bytes(p.read_bytes()[:5]), r"the block at \(3,\) of .* is damaged"),
         (lambda p: (p.parents[1] / "zarr.json").unlink(), "is damaged"),
     ],
     ids=["missing", "flipped", "short", "no metadata"],
@@ -201,9 +202,9 @@ def test_damage_shows(damage: Callable[[Path], Any], says: str, tmp_path: Path) 
 def test_a_disk_that_is_not_shared(tmp_path: Path) -> None:
     tg.save(tmp_path / "c", tg.zeros(4))
     with pytest.raises(FileNotFoundError, match=r"a worker wrote .*, not seen here"):
-        io._check_files([tmp_path / "nothing"])
+        files.check_files([tmp_path / "nothing"])
     with pytest.raises(FileNotFoundError, match="does not see"):
-        io._write_block(np.zeros(2), str(tmp_path / "nowhere"), (0,))
+        files._write_block(np.zeros(2), str(tmp_path / "nowhere"), (0,))
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------
@@ -406,3 +407,53 @@ def test_a_file_that_changed_is_another_array(tmp_path: Path) -> None:
     first = tg.from_npy(tmp_path / "x.npy")
     np.save(tmp_path / "x.npy", np.ones(4))
     assert first.to_dask().name != tg.from_npy(tmp_path / "x.npy").to_dask().name
+
+
+def test_hdf5(tmp_path: Path) -> None:
+    x = np.arange(35.0).reshape(5, 7)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["plain"] = x
+        file.create_dataset("deep/cut", data=x, chunks=(2, 3))
+    assert tg.from_hdf5(tmp_path / "x.h5", "deep/cut").chunks == ((2, 2, 1), (3, 3, 1))
+    for name in ("plain", "deep/cut"):
+        assert same_bits(tg.from_hdf5(tmp_path / "x.h5", name, chunks=(4, 2)).compute(), x)
+    with pytest.raises(KeyError, match=r"no dataset 'other'; at the top it has \['deep', 'plain'\]"):
+        tg.from_hdf5(tmp_path / "x.h5", "other")
+    with pytest.raises(TypeError, match=r"'deep' .* is a group of \['cut'\]"):
+        tg.from_hdf5(tmp_path / "x.h5", "deep")
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (5,), (), (0, 3)], ids=str)
+def test_to_zarr(shape: tuple[int, ...], tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=shape)
+    t = tg.asarray(x, chunks=4)
+    (2 * t).to_zarr(tmp_path / "x.zarr")
+    assert same_bits(zarr.open_array(str(tmp_path / "x.zarr"), mode="r")[...], 2 * x)
+    assert same_bits(tg.from_zarr(tmp_path / "x.zarr").compute(), 2 * x)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        t.to_zarr(tmp_path / "x.zarr")
+    t.to_zarr(tmp_path / "x.zarr", overwrite=True)
+    assert same_bits(tg.from_zarr(tmp_path / "x.zarr").compute(), x)
+    assert os.listdir(tmp_path) == ["x.zarr"]
+
+
+def test_a_product_goes_from_file_to_file(cluster: Client, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(700, 500)), rng.normal(size=(500, 600))
+    zarr.create_array(str(tmp_path / "a.zarr"), data=a, chunks=(100, 100))
+    zarr.create_array(str(tmp_path / "b.zarr"), data=b, chunks=(128, 90))
+    product = tg.from_zarr(tmp_path / "a.zarr") @ tg.from_zarr(tmp_path / "b.zarr")
+    product.to_zarr(tmp_path / "c.zarr")
+    np.testing.assert_allclose(zarr.open_array(str(tmp_path / "c.zarr"), mode="r")[...], a @ b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    tg.ones(4, chunks=2).to_zarr(tmp_path / "x.zarr")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    with mock.patch.object(files, "sync", fail), pytest.raises(OSError, match="No space left"):
+        tg.zeros(4, chunks=2).to_zarr(tmp_path / "x.zarr", overwrite=True, scheduler="synchronous")
+    assert same_bits(tg.from_zarr(tmp_path / "x.zarr").compute(), np.ones(4))
+    assert os.listdir(tmp_path) == ["x.zarr"]

@@ -5,6 +5,7 @@ from taskgraph.ops.create import *  # noqa: F403
 from taskgraph.ops.cumulative import *  # noqa: F403
 from taskgraph.ops.dtypes import *  # noqa: F403
 from taskgraph.ops.elementwise import *  # noqa: F403
+from taskgraph.ops.files import *  # noqa: F403
 from taskgraph.ops.indexing import *  # noqa: F403
 from taskgraph.ops.product import *  # noqa: F403
 from taskgraph.ops.reduce import *  # noqa: F403
