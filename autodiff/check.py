@@ -15,7 +15,7 @@ from taskgraph.tensor import Tensor, as_tensor, compute
 Function = Callable[..., Any]
 Arrays = list[np.ndarray[Any, Any]]
 
-#: Tolerances by bytes of an element. Chosen: differences of float64 are good to about 1e-10, of float32 to 1e-5, and
+#: Tolerances by bytes of a real number. Chosen: differences of float64 are good to about 1e-10, of float32 to 1e-5, and
 #: a wrong rule is off by far more.
 TOLERANCE = {2: 0.2, 4: 2e-2, 8: 1e-5}
 
@@ -30,10 +30,10 @@ def check_grads(
 ) -> None:
     """Compare the derivatives of `f` at `args` with differences of its values, along random directions.
 
-    f: a function of trees of floating point arrays, smooth at `args` (a tuple, one item an argument). order: 2 checks
-    the derivatives of the first derivatives as well, and so on. tolerance: the error allowed, relative to values above
-    1 and absolute below (1e-5 for float64, 2e-2 for float32, where None). step: of the differences (the cube root of
-    the type's precision where None).
+    f: a function of trees of floating point arrays, real or complex, smooth at `args` (a tuple, one item an argument).
+    order: 2 checks the derivatives of the first derivatives as well, and so on. tolerance: the error allowed, relative
+    to values above 1 and absolute below (1e-5 for float64, 2e-2 for float32, where None). step: of the differences (the
+    cube root of the type's precision where None).
 
     Raises AssertionError naming mode, order and error where they differ. Everything is computed.
 
@@ -64,9 +64,9 @@ def _check(
         found = _arrays(derivative(*args))
         if mode == "forward":
             _compare(found, expected, tolerance, (*trail, mode))
-        else:  # <ct, J dx> = <J' ct, dx>
+        else:  # <ct, J dx> = <J' ct, dx>, of complex numbers the real parts
             pulled, pushed = _dot(found, _arrays(moves)), _dot(_arrays(ct), expected)
-            least = min((a.dtype for a in found), key=lambda d: d.itemsize, default=np.dtype(float))
+            least = _least(found)
             _compare([np.asarray(pulled, least)], [np.asarray(pushed)], tolerance, (*trail, mode))
     for mode, derivative in derivatives.items() if order > 1 else ():
         _check(derivative, args, order - 1, modes, tolerance, step, rng, (*trail, mode))
@@ -84,7 +84,7 @@ def _differences(
     f: Function, args: tuple[Any, ...], moves: Any, step: float | None, rng: np.random.Generator
 ) -> tuple[Arrays, Any]:
     """The derivative along `moves` by central differences, and a random cotangent of the result."""
-    least = min((t.dtype for t in _tensors(args)), key=lambda d: d.itemsize, default=np.dtype(float))
+    least = _least(_tensors(args))
     h = step or float(np.finfo(least).eps) ** (1 / 3)
 
     def at(by: float) -> Any:
@@ -94,10 +94,18 @@ def _differences(
     after = at(h)
     with np.errstate(all="ignore"):
         differences = [
-            np.asarray((a.astype(float) - b.astype(float)) / (2 * h))
-            for a, b in zip(_arrays(after), _arrays(at(-h)), strict=True)
+            np.asarray((_wide(a) - _wide(b)) / (2 * h)) for a, b in zip(_arrays(after), _arrays(at(-h)), strict=True)
         ]
     return differences, _random_like(after, rng)
+
+
+def _least(of: Sequence[Tensor | np.ndarray[Any, Any]]) -> np.dtype[Any]:
+    """The real type of the least precision among those of some arrays."""
+    return min((np.finfo(t.dtype).dtype for t in of), key=lambda d: d.itemsize, default=np.dtype(float))
+
+
+def _wide(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return x.astype(complex if x.dtype.kind == "c" else float)
 
 
 def _tensors(of: Any) -> list[Tensor]:
@@ -109,17 +117,23 @@ def _arrays(of: Any) -> Arrays:
 
 
 def _random_like(of: Any, rng: np.random.Generator) -> Any:
-    drawn = [np.asarray(rng.standard_normal(t.shape)).astype(t.dtype) for t in _tensors(of)]
-    return tree.unflatten(of, drawn)
+    return tree.unflatten(of, [_random(t, rng) for t in _tensors(of)])
+
+
+def _random(t: Tensor, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    drawn = np.asarray(rng.standard_normal(t.shape))
+    if t.dtype.kind == "c":
+        drawn = drawn + 1j * rng.standard_normal(t.shape)
+    return np.asarray(drawn).astype(t.dtype)
 
 
 def _dot(xs: Arrays, ys: Arrays) -> float:
-    return float(sum(np.sum(x.astype(float) * y.astype(float)) for x, y in zip(xs, ys, strict=True)))
+    return float(sum(np.sum(_wide(x) * _wide(y)).real for x, y in zip(xs, ys, strict=True)))
 
 
 def _compare(found: Arrays, expected: Arrays, tolerance: float | None, trail: tuple[str, ...]) -> None:
     for f, e in zip(found, expected, strict=True):
-        allowed = TOLERANCE[f.dtype.itemsize] if tolerance is None else tolerance
+        allowed = TOLERANCE[np.finfo(f.dtype).dtype.itemsize] if tolerance is None else tolerance
         error = np.max(np.abs(f - e) / np.maximum(1.0, np.abs(e)), initial=0.0)
         if not error <= allowed:  # NaN is an error, too
             modes = " of ".join(reversed(trail))

@@ -56,7 +56,7 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
         call_id = serial()
 
         def held(_: str, leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or leaf.dtype.kind != "f" or leaf.expr not in inside:
+            if not isinstance(leaf, Tensor) or leaf.dtype.kind not in "fc" or leaf.expr not in inside:
                 return leaf
             return marked(CHECKPOINT, leaf, *made_of, id=call_id, marks=len(marks))
 
@@ -78,7 +78,7 @@ def _taken(inside: dict[Expr, None], marks: Sequence[Expr]) -> list[Expr]:
     """What expressions inside use from outside, as far as a gradient can go there."""
     ends = set(marks)
     used = dict.fromkeys(i for node in inside if node not in ends for i in node.inputs if i not in inside)
-    return [i for i in used if i.dtype.kind == "f" and not is_number(i)]
+    return [i for i in used if i.dtype.kind in "fc" and not is_number(i)]
 
 
 # -- for the reverse pass ----------------------------------------------------------------------------------------------

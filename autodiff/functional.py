@@ -27,8 +27,11 @@ def grad(f: Function, argnums: int | tuple[int, ...] = 0, has_aux: bool = False)
     such trees where it is a tuple. has_aux: `f` gives (result, aux), the gradient function (gradient, aux). What the
     other arguments and the keyword arguments hold is handed on untouched.
 
-    The function raises TypeError where a result is no scalar, or where it or a chosen argument is no floating point
-    array, naming which; NotImplementedError, naming it, where an operation has no rule for reverse mode.
+    Of a complex argument a + ib the gradient is dL/da - i dL/db, as in JAX: L falls along minus its conjugate (which is
+    what PyTorch calls the gradient). The derivative of a holomorphic function is `vjp`'s.
+
+    The function raises TypeError where a result is no real scalar, or where it or a chosen argument is no floating
+    point array, naming which; NotImplementedError, naming it, where an operation has no rule for reverse mode.
 
     >>> import taskgraph as tg
     >>> tg.grad(tg.sin)(0.0).compute()
@@ -78,6 +81,11 @@ def _scalar(name: str, out: Any) -> Tensor:
     what = f"it gave {_shown(out)}" if not isinstance(out, Tensor) else f"its result has shape {out.shape}"
     if not isinstance(out, Tensor) or out.shape != ():
         raise TypeError(f"{name}: only a function with one number as its result has a gradient; {what}")
+    if out.dtype.kind == "c":
+        raise TypeError(
+            f"{name}: grad requires real-valued outputs (output dtype that is a sub-dtype of floating), the result is "
+            f"{out.dtype}; a loss is real(...) or abs(...), and a holomorphic function has its derivative by tg.vjp"
+        )
     return out
 
 
@@ -89,7 +97,8 @@ def vjp(f: Function, *primals: Any, has_aux: bool = False) -> Any:
     """(out, pullback) of `f(*primals)`: the result, and the function from cotangents to cotangents of the primals.
 
     `pullback(ct)` takes a tree like `out` and gives a tuple, a tree like it for each primal. has_aux: `f` gives
-    (out, aux), and this (out, pullback, aux).
+    (out, aux), and this (out, pullback, aux). Of complex numbers it is the transpose, as in JAX, not the conjugate
+    transpose: Re(sum(ct * dout)) is Re(sum(pullback(ct) * dx)), and ct * f'(x) where `f` is holomorphic.
 
     Raises TypeError, naming it, where a leaf of the primals or of the result is no floating point array; `pullback`
     raises ValueError, naming the place, where structure, shapes or types of its argument are not the result's.
@@ -98,6 +107,8 @@ def vjp(f: Function, *primals: Any, has_aux: bool = False) -> Any:
     >>> out, pullback = tg.vjp(lambda a, b: {"product": a * b}, 3.0, tg.asarray([1.0, 2.0]))
     >>> tg.compute(*pullback({"product": tg.asarray([1.0, 10.0])}))
     (np.float64(21.0), array([ 3., 30.]))
+    >>> tg.vjp(lambda z: z**2, 1 + 2j)[1](1.0)[0].compute()
+    np.complex128(2+4j)
     """
     found = trace("vjp", f, primals, range(len(primals)), {}, has_aux)
 

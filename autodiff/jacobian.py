@@ -23,9 +23,11 @@ def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
 
     It gives a tree like the result whose leaves are trees like the argument (tuples of them where argnums is a tuple)
     of tensors of shape `result.shape + argument.shape`. It takes one pass for every element of the argument (forward
-    mode) or of the result (reverse mode), whichever are fewer; `jvp` and `vjp` give products with it in one.
+    mode) or of the result (reverse mode), whichever are fewer, and forward mode where the result is complex; `jvp` and
+    `vjp` give products with it in one.
 
-    Raises TypeError, naming it, where a chosen argument or the result is no floating point array.
+    Raises TypeError, naming it, where a chosen argument or the result is no floating point array, NotImplementedError
+    where a chosen argument is complex.
 
     >>> import taskgraph as tg
     >>> tg.jacobian(lambda x: x**2)(tg.asarray([1.0, 2.0])).compute()
@@ -38,7 +40,8 @@ def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
         chosen = positions("jacobian", argnums, args)
         found = trace("jacobian", f, args, chosen, kwargs)
         ys, xs = found.outputs, found.inputs
-        by_columns = sum(x.size for x in xs) <= sum(y.size for y in ys)
+        _check_real(xs)
+        by_columns = _any_complex(ys) or sum(x.size for x in xs) <= sum(y.size for y in ys)
         with tracking(True):
             rows = (_columns if by_columns else _rows)(ys, xs)
         model = found.model if isinstance(argnums, list | tuple) else found.model[0]
@@ -49,6 +52,18 @@ def jacobian(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
         return tree.unflatten(found.out, shown)
 
     return matrix
+
+
+def _any_complex(ts: Sequence[Tensor]) -> bool:
+    return any(t.dtype.kind == "c" for t in ts)
+
+
+def _check_real(xs: Sequence[Tensor]) -> None:
+    if _any_complex(xs):
+        raise NotImplementedError(
+            "jacobian: an argument is complex; a function of complex numbers has no one matrix of derivatives unless "
+            "it is holomorphic: jvp, vjp and hvp give products with them"
+        )
 
 
 def _columns(ys: Sequence[Tensor], xs: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -109,7 +124,8 @@ def hvp(f: Function, primals: Any, tangents: Any) -> Any:
     """The product of `f`'s Hessian with `tangents`, by forward mode over reverse mode: some gradients' work, no matrix.
 
     f: a function with one number as its result. primals, tangents: tuples (or lists) of trees with the same structure,
-    shapes and types. Gives a tree like the primal where there is one, a tuple of such trees where there are several.
+    shapes and types. Gives a tree like the primal where there is one, a tuple of such trees where there are several. Of
+    complex numbers, too, it is how `grad` moves where the primals move by `tangents`.
 
     Raises as `grad` and `jvp` do.
 

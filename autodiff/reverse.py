@@ -2,9 +2,10 @@
 
 Design note. The pass walks the graph once, from the results to the inputs, and adds up cotangents; the rules stand in
 the rows of the primitive table. A rule gives cotangents of the result's (broadcast) shape; they are summed to the
-input's shape here, once for everybody. Cotangents are ordinary expressions that refer to the forward pass's own, so one
-submission computes both and nothing twice. Each rule runs under the pin of the expression that it differentiates, and
-what it makes is named after it in Dask's keys. A checkpointed call is pulled back as a whole: see checkpoint.py.
+input's shape here, once for everybody, and a real input gets the real part of a complex one. Cotangents are ordinary
+expressions that refer to the forward pass's own, so one submission computes both and nothing twice. Each rule runs
+under the pin of the expression that it differentiates, and what it makes is named after it in Dask's keys. A
+checkpointed call is pulled back as a whole: see checkpoint.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from autodiff.checkpoint import again, in_turn, segments
 from taskgraph.expr import Expr, gradient_label, labelled, pinned, topological
 from taskgraph.ops.create import filled
+from taskgraph.ops.elementwise import fitted
 from taskgraph.ops.reduce import sum as sum_
 from taskgraph.ops.shape import reshape
 from taskgraph.tensor import Tensor, as_tensor
@@ -32,8 +34,12 @@ def gradients(ys: Any, xs: Any, grad_ys: Any = None) -> Any:
 
     Equal expressions are one expression: the gradient with respect to `2 * x` covers every `2 * x` of the graph.
 
-    Raises TypeError for a tensor of integers or booleans, NotImplementedError for complex ones or an operation that has
-    no rule, ValueError where a cotangent has another shape than its tensor.
+    Complex numbers follow JAX's convention: by `x` the gradient is that g for which the real part of the sum moves by
+    Re(sum(g * dx)) as `x` moves by dx. That is dL/da - i dL/db of a real L by x = a + ib, so that L falls along
+    -conj(g), and f'(x) of a holomorphic f; a cotangent pairs with its tensor in the same way.
+
+    Raises TypeError for a tensor of integers or booleans, or a complex cotangent of a real one, NotImplementedError for
+    an operation that has no rule, ValueError where a cotangent has another shape than its tensor.
 
     >>> import taskgraph as tg
     >>> x = tg.asarray([1.0, 2.0])
@@ -45,18 +51,14 @@ def gradients(ys: Any, xs: Any, grad_ys: Any = None) -> Any:
     results = [as_tensor(y) for y in (ys if isinstance(ys, list | tuple) else [ys])]
     for role, tensors in (("ys", results), ("xs", targets)):
         for n, t in enumerate(tensors):
-            _check_real(f"{role}[{n}]", t)
+            _check_floating(f"{role}[{n}]", t)
     known = _propagate([y.expr for y in results], _seeds(results, grad_ys), {x.expr for x in targets})
     found = [known[x.expr] if x.expr in known else filled(x, 0.0) for x in targets]
     return found if many else found[0]
 
 
-def _check_real(name: str, t: Tensor) -> None:
-    if t.dtype.kind == "c":
-        raise NotImplementedError(
-            f"gradients: {name} ('{t.expr.op.name}', {t.dtype}) is complex; only real ones are differentiated"
-        )
-    if t.dtype.kind != "f":
+def _check_floating(name: str, t: Tensor) -> None:
+    if t.dtype.kind not in "fc":
         raise TypeError(
             f"gradients: {name} ('{t.expr.op.name}') is {t.dtype}; only floating point tensors have gradients"
         )
@@ -73,6 +75,8 @@ def _seeds(ys: Sequence[Tensor], grad_ys: Any) -> list[Tensor]:
         ct = filled(y, 1.0) if g is None else as_tensor(g)
         if ct.shape != y.shape:
             raise ValueError(f"gradients: ys[{n}] is {y.shape}, its cotangent is {ct.shape}")
+        if ct.dtype.kind == "c" and y.dtype.kind != "c":
+            raise TypeError(f"gradients: ys[{n}] is {y.dtype}, its cotangent is {ct.dtype}; take real(cotangent)")
         seeds.append(ct if ct.dtype == y.dtype else ct.astype(y.dtype))
     return seeds
 
@@ -108,7 +112,7 @@ def _propagate(
             with pinned(node.device), labelled(gradient_label(node)):
                 for i, t in zip(node.inputs, _pull_back(node, cotangents[node]), strict=True):
                     if t is not None and i in needed:
-                        _accumulate(cotangents, i, _summed_to(t, i.shape))
+                        _accumulate(cotangents, i, _summed_to(fitted(t, i.dtype), i.shape))
     return cotangents
 
 
@@ -135,8 +139,6 @@ def _depending_on(xs: Collection[Expr], order: Sequence[Expr]) -> set[Expr]:
 def _pull_back(node: Expr, ct: Tensor) -> Sequence[Tensor | None]:
     if node.op.vjp is None:
         raise NotImplementedError(f"gradients: '{node.op.name}' has no rule for reverse mode")
-    if node.dtype.kind == "c":
-        raise NotImplementedError(f"gradients: '{node.op.name}' is complex here; only real ones are differentiated")
     found = node.op.vjp(ct, Tensor(node), *[Tensor(i) for i in node.inputs], **node.params)
     return (None,) * len(node.inputs) if found is None else found
 

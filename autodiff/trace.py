@@ -50,13 +50,12 @@ def trace(
 ) -> Traced:
     """Call `f` with the leaves of the chosen arguments replaced by tensors of their own; the others go in as they are.
 
-    Raises TypeError, naming the argument or the result, for what is no floating point array, NotImplementedError for
-    complex ones.
+    Raises TypeError, naming the argument or the result, for what is no floating point array, real or complex.
     """
     inputs: list[Tensor] = []
 
     def fresh(path: str, leaf: Any) -> Tensor:
-        inputs.append(argument(_real(name, path, leaf)))
+        inputs.append(argument(_floating(name, path, leaf)))
         return inputs[-1]
 
     full = list(args)
@@ -64,7 +63,7 @@ def trace(
         full[n] = tree.map_with_paths(fresh, args[n], f"argument {n}")
     with tracking(True):
         out, aux = _called(name, f, full, kwargs, has_aux)
-    out = tree.map_with_paths(lambda path, leaf: _real(name, path, leaf), out, "the result")
+    out = tree.map_with_paths(lambda path, leaf: _floating(name, path, leaf), out, "the result")
     outputs = [t for _, t in tree.with_paths(out)]
     return Traced(name, inputs, tuple(args[n] for n in chosen), out, outputs, aux)
 
@@ -78,14 +77,12 @@ def _called(name: str, f: Callable[..., Any], args: list[Any], kwargs: dict[str,
     return found
 
 
-def _real(name: str, path: str, leaf: Any) -> Tensor:
+def _floating(name: str, path: str, leaf: Any) -> Tensor:
     try:
         t = as_tensor(leaf)
     except (TypeError, ValueError) as e:
         raise TypeError(f"{name}: {path} is a {type(leaf).__name__}, which is no array of numbers ({e})") from None
-    if t.dtype.kind == "c":
-        raise NotImplementedError(f"{name}: {path} is {t.dtype}; only real ones are differentiated")
-    if t.dtype.kind != "f":
+    if t.dtype.kind not in "fc":
         raise TypeError(f"{name}: {path} is {t.dtype}; only floating point arrays have derivatives")
     return t
 
@@ -116,7 +113,8 @@ def directions(name: str, role: str, model: Any, ts: Sequence[Tensor], given: An
 
 
 def _direction(name: str, role: str, place: str, t: Tensor, given: Any) -> Tensor:
-    d = scalar(given, t.dtype) if type(given) in (int, float) else as_tensor(given)
+    numbers = (int, float, complex) if t.dtype.kind == "c" else (int, float)
+    d = scalar(given, t.dtype) if type(given) in numbers else as_tensor(given)
     if d.shape != t.shape:
         raise ValueError(f"{name}: {place} has shape {t.shape}, its {role} {d.shape}")
     if d.dtype != t.dtype:

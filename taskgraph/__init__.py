@@ -44,7 +44,7 @@ from numpy import (
     uint64,
 )
 
-from taskgraph import linalg, optim, random, tree
+from taskgraph import fft, linalg, optim, random, tree
 from taskgraph.device import device
 from taskgraph.execute import plan
 from taskgraph.io import load, save

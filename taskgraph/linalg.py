@@ -1,7 +1,8 @@
 """Linear algebra, `tg.linalg`: the array API standard's extension of that name (2024.12), as far as it goes.
 
 Its `svd` gives as many vectors as there are singular values; `cross`, `matrix_power`, `matrix_rank` and `pinv` are left
-out. Matrices are real, float32 or float64; integers become float64; leading axes are batches.
+out. Integers become float64, half precision is refused, and so are complex numbers but by `solve`, `inv`, `det`,
+`vector_norm`, `trace`, `diagonal` and the products; leading axes are batches.
 """
 
 from taskgraph.ops.decomposition import eigh, eigvalsh, qr, svd, svdvals

@@ -16,10 +16,10 @@ ALIASES = {
 }  # fmt: skip
 
 
-def _ours(name: str) -> Any:
+def _ours(name: str, home: Any = np) -> Any:
     from taskgraph import ops
 
-    found = getattr(ops, ALIASES.get(name, name), None)
+    found = getattr(ops.fourier if home is np.fft else ops, ALIASES.get(name, name), None)
     return found if callable(found) else None  # `ops.shape` and others are modules
 
 
@@ -40,8 +40,9 @@ def call_function(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     name: str = func.__name__
     if func in (np.shape, np.ndim, np.size) and len(args) == 1:
         return getattr(args[0], name)
-    found = _ours(name)
-    if found is None or getattr(np, name, None) is not func:
+    home = np.fft if func.__module__ == "numpy.fft" else np
+    found = _ours(name, home)
+    if found is None or getattr(home, name, None) is not func:
         return NotImplemented
     positional, more = _arguments(func, found, args, kwargs)
     if "ddof" in more:

@@ -13,6 +13,10 @@ array        `lower(xp, *arrays, **params)` computes the whole from the whole: `
 cotangents of the inputs (None for zero), `jvp(tangents, out, *inputs, **params)` the tangent of the result from the
 inputs' tangents (None for zero); both get and give tensors and call public operations, so they are themselves
 differentiable. A rule never sums a cotangent to its input's shape: the reverse pass does that once, for everybody.
+
+Complex numbers (JAX's convention): tangents move as numbers do, cotangents pair with them as Re(ct * dx), so the
+reverse rule of a holomorphic operation multiplies by its derivative, with no conjugate, and what a real operation's
+rules give may be complex: the passes take the real part once, for everybody (`ops.elementwise.fitted`).
 """
 
 from __future__ import annotations

@@ -350,19 +350,20 @@ class Tensor(Operators):
     def backward(self, gradient: Tensor | None = None) -> None:
         """Add to every leaf's `.grad` the gradient of this tensor with respect to it.
 
-        gradient: the cotangent, of this tensor's shape; it may be left out where the tensor has one element (then 1).
-        A leaf is a tensor with `requires_grad=True`. The gradients are expressions like any other: nothing runs yet.
+        gradient: the cotangent, of this tensor's shape; it may be left out where the tensor is one real number (then
+        1). A leaf is a tensor with `requires_grad=True`. The gradients are expressions like any other: nothing runs
+        yet. Complex ones are `tg.gradients`', the conjugates of PyTorch's.
 
-        Raises RuntimeError where the tensor has more than one element and no gradient is given, or depends on no leaf.
+        Raises RuntimeError where the tensor is no real number and no gradient is given, or depends on no leaf.
         """
         if not self.requires_grad:
             raise RuntimeError(
                 "backward: this tensor depends on none that requires a gradient; "
                 "make one with tg.tensor(..., requires_grad=True)"
             )
-        if gradient is None and self.size != 1:
+        if gradient is None and (self.size != 1 or self.dtype.kind == "c"):
             raise RuntimeError(
-                f"backward: a gradient can be left out only for a tensor of one element, this one is {self.shape}; "
+                f"backward: a gradient can be left out only for a real number, this is {self.shape} {self.dtype}; "
                 f"pass the cotangent, for instance t.backward(tg.ones({self.shape}))"
             )
         from taskgraph.expr import topological

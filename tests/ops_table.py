@@ -54,6 +54,11 @@ def complexes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
 
 
+def off_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Complex numbers in a ring around zero."""
+    return rng.uniform(0.5, 2.0, shape) * np.exp(1j * rng.uniform(-np.pi, np.pi, shape))
+
+
 @dataclass(frozen=True)
 class Case:
     primitive: str
@@ -177,6 +182,96 @@ LINALG = [
                        lambda xp, x, p=p: xp.linalg.matrix_norm(x, ord=p, keepdims=True), s)],
 ]  # fmt: skip
 
+
+def _fft(row: str, name: str, shape: tuple[int, ...], draw: Draw = complexes, **how: Any) -> list[Case]:
+    ours, numpys = getattr(tg.fft, name), getattr(np.fft, name)
+    return _of(row, lambda x: ours(x, **how), lambda x: numpys(x, **how), shape, draw=draw)
+
+
+NORMS = ("backward", "ortho", "forward")
+FOURIER = [
+    *[c for name in ("fft", "ifft") for norm in NORMS for n in (None, 3, 8)
+      for c in _fft("fft", name, (4, 5), n=n, axis=-1, norm=norm)],
+    *_fft("fft", "fft", (4, 5), normal, axis=0), *_fft("fft", "fft", (6,)), *_fft("fft", "ifft", (1, 3), axis=0),
+    *[c for name in ("fftn", "ifftn") for how in ({}, {"axes": (1,)}, {"s": (3, 6), "axes": (1, 0), "norm": "ortho"})
+      for c in _fft("fft", name, (4, 5), **how)],
+    *_fft("fft", "fftn", (3, 4, 5), axes=(0, 2)),
+    *[c for norm in NORMS for n in (None, 3, 6, 1)
+      for name in ("rfft", "ihfft") for c in _fft("rfft", name, (5, 4), normal, n=n, norm=norm)],
+    *_fft("rfft", "rfft", (5, 4), normal, axis=0),
+    *[c for norm in NORMS for n in (None, 3, 4, 9, 1)
+      for name in ("irfft", "hfft") for c in _fft("irfft", name, (5, 4), n=n, norm=norm)],
+    *_fft("irfft", "irfft", (5, 4), n=9, axis=0), *_fft("irfft", "irfft", (5,), normal),
+    *_fft("rfft", "rfftn", (4, 5), normal), *_fft("rfft", "rfftn", (3, 4, 5), normal, s=(4, 3), axes=(2, 0)),
+    *_fft("irfft", "irfftn", (4, 5)), *_fft("irfft", "irfftn", (3, 4, 5), s=(4, 3), axes=(2, 0), norm="forward"),
+    *_fft("concat", "fftshift", (4, 5)), *_fft("concat", "ifftshift", (4, 5), axes=1),
+]  # fmt: skip
+
+#: Everything that takes complex numbers, on them; `normal` beside `complexes` is a real operand of a complex operation.
+HOLOMORPHIC = (
+    "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "exp", "expm1", "log", "log10", "log1p", "log2",
+    "negative", "positive", "reciprocal", "sin", "sinh", "sqrt", "square", "tan", "tanh",
+)  # fmt: skip
+ALIKE = {"acos": "arccos", "acosh": "arccosh", "asin": "arcsin", "asinh": "arcsinh", "atan": "arctan",
+         "atanh": "arctanh", "pow": "power"}  # fmt: skip
+PAIRS = ((complexes, complexes), (normal, complexes), (complexes, normal))
+COMPLEX = [
+    *[c for n in HOLOMORPHIC for c in _unary(n, complexes, getattr(np, ALIKE.get(n, n)))],
+    *[c for n in ("abs", "conj", "imag", "real", "sign") for c in _unary(n, complexes)],
+    *_unary("round", complexes, np.rint),
+    *[c for n in ("isfinite", "isnan", "isinf") for c in _unary(n, complexes)],
+    *[c for n in ("add", "subtract", "multiply", "maximum", "minimum") for draws in PAIRS
+      for c in _binary(n, draws, getattr(np, ALIKE.get(n, n)))],
+    *[c for n in ("divide", "pow") for draws in ((complexes, off_zero), (normal, off_zero), (complexes, positive))
+      for c in _binary(n, draws if n == "divide" else draws[::-1], getattr(np, ALIKE.get(n, n)))],
+    *[c for n in ("equal", "not_equal") for c in _binary(n, PAIRS[1], smooth=False)],
+    *_of("astype", lambda x: tg.astype(x, complex), lambda x: x.astype(complex), (7, 5)),
+    *_of("astype", lambda x: tg.astype(x, "c8"), lambda x: x.astype("c8"), (7, 5), draw=complexes, smooth=False),
+    *[Case("where", tg.where, np.where, (booleans, *draws), ((7, 5), (7, 1), (5,))) for draws in PAIRS],
+    *[c for n in ("sum", "mean", "prod", "max", "min", "var", "std") for c in _reduce(n, complexes)],
+    *[c for n in ("argmax", "argmin") for c in _reduce(n, complexes, smooth=False)],
+    *_of("var", lambda x: tg.var(x, axis=0, correction=1), lambda x: np.var(x, axis=0, ddof=1), (7, 5), draw=complexes),
+    *_of("sum", lambda x: tg.logsumexp(x, axis=1), lambda x: np.log(np.exp(x).sum(1)), (7, 5), draw=complexes),
+    *_of("cumulative_sum", lambda x: tg.cumulative_sum(x, axis=1), lambda x: np.cumsum(x, axis=1), (7, 5),
+         draw=complexes),
+    *_of("cumulative_prod", lambda x: tg.cumulative_prod(x, axis=1), lambda x: np.cumprod(x, axis=1), (4, 5),
+         draw=complexes),
+    *[c for row, ours, numpys, *shapes in (
+        ("reshape", lambda x: tg.reshape(x, (5, -1)), lambda x: x.reshape(5, -1), (7, 5)),
+        ("permute_dims", lambda x: x.T, lambda x: x.T, (7, 5)),
+        ("broadcast_to", lambda x: tg.broadcast_to(x, (3, 7, 5)), lambda x: np.broadcast_to(x, (3, 7, 5)), (7, 1)),
+        ("concat", lambda x: tg.roll(x, 2, axis=0), lambda x: np.roll(x, 2, 0), (7, 5)),
+        ("getitem", lambda x: x[5:1:-2, 1], lambda x: x[5:1:-2, 1], (7, 5)),
+        ("rechunk", lambda x: x.rechunk((4, 1)), lambda x: x, (7, 5)),
+        ("move", lambda x: x.cpu(), lambda x: x, (7, 5)),
+        ("tri", tg.tril, np.tril, (6, 5)),
+        ("subtract", tg.diff, np.diff, (7, 5)),
+        ("matmul", lambda a, b: a.T @ b.T, lambda a, b: a.T @ b.T, (5, 7), (4, 5)),
+        ("matmul", lambda a: a @ tg.conj(a.T), lambda a: a @ np.conj(a.T), (4, 6)),
+        ("sum", tg.vecdot, np.vecdot, (7, 5), (5,)),
+        ("matmul", lambda a, b: tg.tensordot(a, b, axes=2), lambda a, b: np.tensordot(a, b, 2), (3, 4, 5), (4, 5, 2)),
+      ) for c in _of(row, ours, numpys, *shapes, draw=complexes)],
+    *[Case("concat", lambda x, y: tg.concat([x, y]), lambda x, y: np.concatenate([x, y]), draws, ((3, 5), (2, 5)))
+      for draws in PAIRS],
+    *[Case("matmul", tg.matmul, np.matmul, draws, shapes) for draws in PAIRS
+      for shapes in (((7, 5), (5, 4)), ((5,), (5, 4)), ((2, 7, 5), (5, 4)))],
+    *[Case(row, lambda *x, s=s: tg.einsum(s, *x), lambda *x, s=s: np.einsum(s, *x), draws, shapes) for draws in PAIRS
+      for row, s, shapes in (("matmul", "ij,kj->ki", ((3, 4), (5, 4))), ("multiply", "i,j->ij", ((3,), (4,))),
+                             ("eye", "ii,ij->j", ((4, 4), (4, 3))))],
+    *[c for s in SQUARES for row, ours, numpys in (
+        ("inv", lambda x: tg.linalg.inv(mixed(tg, x)), lambda x: np.linalg.inv(mixed(np, x))),
+        ("det", lambda x: tg.linalg.det(mixed(tg, x) / 8), lambda x: np.linalg.det(mixed(np, x) / 8)),
+      ) for c in _of(row, ours, numpys, s, draw=complexes)],
+    *[Case("solve", lambda a, b: tg.linalg.solve(mixed(tg, a), b), lambda a, b: np.linalg.solve(mixed(np, a), b), draws,
+           shapes) for draws in PAIRS for shapes in (((5, 5), (5, 3)), ((4, 4), (4,)))],
+    *[c for p in (2, 1, 3, 0, np.inf) for c in _of(
+        "abs" if p not in (0, 2) else "sum", lambda x, p=p: tg.linalg.vector_norm(x, ord=p, axis=0),
+        lambda x, p=p: np.linalg.vector_norm(x, ord=p, axis=0), (5, 4), draw=complexes)],
+    *[c for p in ("fro", 1, np.inf) for c in _of("sum", lambda x, p=p: tg.linalg.matrix_norm(x, ord=p),
+                                                 lambda x, p=p: np.linalg.matrix_norm(x, ord=p), (5, 4),
+                                                 draw=complexes)],
+]  # fmt: skip
+
 CASES: list[Case] = [
     *[c for name, draw in UNARY_SMOOTH.items() for c in _unary(name, draw)],
     *_unary("abs"),
@@ -184,10 +279,7 @@ CASES: list[Case] = [
     *_unary("round", numpys=np.rint),
     *_unary("bitwise_invert", integers, smooth=False),
     *_unary("logical_not", booleans, smooth=False),
-    *_unary("conj", complexes, smooth=False),
     *_unary("conj"),
-    *_unary("real", complexes, smooth=False),
-    *_unary("imag", complexes, smooth=False),
     *[c for n in ("add", "subtract", "multiply", "maximum", "minimum", "hypot", "logaddexp", "copysign")
       for c in _binary(n)],
     *_binary("divide", (normal, positive)),
@@ -275,7 +367,7 @@ CASES: list[Case] = [
           ("multiply", "ij,ij->ij", (3, 4), (1, 4)), ("matmul", "...ij,...jk", (1, 2, 3), (2, 3, 4)),
           ("multiply", "ij,ij->i", (3, 4), (3, 1)), ("eye", "iijj->ji", (3, 3, 2, 2)),
       )],
-    *LINALG,
+    *LINALG, *COMPLEX, *FOURIER,
     # -- markers and creation
     *_of("stop_gradient", tg.stop_gradient, lambda x: x, (7, 5), smooth=False),
     *_of("move", lambda x: x.cpu(), lambda x: x, (7, 5)),
@@ -334,6 +426,24 @@ EDGES: list[tuple[str, Build, Callable[[], Any]]] = [
         array(np.zeros(3))), np.zeros(3)),
     edge("the gradient of equal singular values",
          lambda array: (lambda z: tg.gradients(tg.linalg.matrix_norm(z, ord="nuc"), z))(array(np.eye(3))), np.eye(3)),
+    # -- complex numbers and transforms
+    *[both(f"fft of {t}", lambda xp, array, t=t: xp.fft.fft(array(np.ones(4, t))))
+      for t in ("f2", "f4", "c8", "i4", "?")],
+    both("irfft of singles", lambda xp, array: xp.fft.irfft(array(np.ones(4, "c8")))),
+    both("rfft of halves", lambda xp, array: xp.fft.rfft(array(np.ones(4, "f2")))),
+    both("fft of nothing", lambda xp, array: xp.fft.fft(array(EMPTY))),
+    both("fftn along no axis", lambda xp, array: xp.fft.fftn(array(np.ones((3, 2), complex)), axes=())),
+    *[both(f"{name} of {n}", lambda xp, array, name=name, n=n: getattr(xp.fft, name)(n, d=0.3))
+      for name in ("fftfreq", "rfftfreq") for n in (1, 4, 5)],
+    edge("fftfreq of singles", lambda array: tg.fft.fftfreq(3, dtype="f4"), np.fft.fftfreq(3).astype("f4")),
+    *[edge(f"the gradient of {name} at zero", lambda array, f=f: (lambda z: tg.gradients(f(z), z))(
+        array(np.zeros(3, complex))), np.zeros(3, complex)) for name, f in {"abs": tg.abs, "sign": tg.sign,
+        "vector_norm": tg.linalg.vector_norm}.items()],
+    edge("the gradient of a holomorphic function", lambda array: (lambda z: tg.gradients(z**3, z))(
+        array(np.array([1j, 2 + 1j]))), 3 * np.array([1j, 2 + 1j]) ** 2),
+    edge("the gradient of real singles by way of complex ones",
+         lambda array: (lambda x: tg.gradients(tg.real(x * 1j * x * 1j), x))(array(np.array([1, 3], "f4"))),
+         np.array([-2, -6], "f4")),
     # -- no elements
     edge("concat with nothing", lambda array: tg.concat([array(EMPTY), array(np.ones((5, 4))), array(EMPTY)]),
          np.ones((5, 4))),
@@ -389,6 +499,10 @@ EDGES: list[tuple[str, Build, Callable[[], Any]]] = [
     both("clip by name", lambda xp, array: np.clip(array(BYTES), a_min=2, a_max=3)),
     both("transpose by name", lambda xp, array: np.transpose(array(BYTES), axes=(1, 0))),
     both("concatenate by position", lambda xp, array: np.concatenate([array(BYTES), array(BYTES)], 1)),
+    *[both(f"NumPy's {f.__name__}", lambda xp, array, f=f, how=how: f(array(BYTES), *how)) for f, *how in (
+        (np.fft.fft,), (np.fft.ifft, 4, 0), (np.fft.rfft, 5), (np.fft.irfft,), (np.fft.fftn, (3, 2), (1, 0), "ortho"),
+        (np.fft.hfft, None, -1, None), (np.fft.fftshift, 1), (np.real,), (np.conj,),
+    )],
     both("diff by position", lambda xp, array: np.diff(array(BYTES), 1, 0)),
 ]  # fmt: skip
 

@@ -548,7 +548,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "integer in a named tuple": (lambda: tg.vjp(lambda p: p.w, Pair(1.0, 2)), TypeError, r"argument 0\.b is int64"),
     "text": (lambda: tg.grad(lambda p: p["a"])({"a": 1.0, "b": "x"}), TypeError, r"argument 0\['b'\] is"),
-    "complex argument": (lambda: tg.grad(tg.sum)(1j * V), NotImplementedError, r"argument 0 is complex128"),
+    "complex result": (
+        lambda: tg.grad(tg.sum)(1j * V), TypeError, r"grad requires real-valued outputs .* is complex128.*tg\.vjp",
+    ),
+    "complex value": (lambda: tg.value_and_grad(tg.sum)(1j * V), TypeError, r"value_and_grad: .*complex128"),
     "vector result": (lambda: tg.grad(lambda x: x)(V), TypeError, r"grad: .*result has shape \(4,\)"),
     "result of one element": (lambda: tg.value_and_grad(lambda x: x[:1])(V), TypeError, r"shape \(1,\)"),
     "tuple result": (lambda: tg.grad(lambda x: (x[0], x[1]))(V), TypeError, r"it gave a tuple"),
@@ -559,9 +562,18 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"the result\['y'\]\[1\] is int64",
     ),
-    "complex result": (lambda: tg.vjp(lambda x: x * 1j, V), NotImplementedError, r"the result is complex128"),
-    "complex on the way": (
-        lambda: tg.jvp(lambda x: tg.abs(x * 1j), (V,), (U,)), NotImplementedError, r"complex",
+    "complex tangent of a real": (
+        lambda: tg.jvp(tg.sin, (V,), (U * 1j,)), ValueError, r"argument 0 is float64, its tangent complex128",
+    ),
+    "complex number as a tangent": (
+        lambda: tg.jvp(tg.sin, (1.0,), (1j,)), ValueError, r"argument 0 is float64, its tangent complex128",
+    ),
+    "real cotangent of a complex": (
+        lambda: tg.vjp(lambda x: x * 1j, V)[1](U), ValueError, r"the result is complex128, its cotangent float64",
+    ),
+    "jacobian by complex": (lambda: tg.jacobian(tg.abs)(V * 1j), NotImplementedError, r"jacobian: .* complex.*vjp"),
+    "hessian by complex": (
+        lambda: tg.hessian(lambda z: tg.sum(tg.abs(z)))(V * 1j), NotImplementedError, r"jacobian: .* complex",
     ),
     "no such argument": (lambda: tg.grad(tg.sum, argnums=2)(V), TypeError, r"argnums=2 with 1 positional"),
     "argnums no integer": (lambda: tg.grad(tg.sum, argnums=0.5)(V), TypeError, r"argnums is an integer"),

@@ -257,8 +257,40 @@ LINALG = [
     ],
     *[
         bad(f"{n} of complex numbers", lambda n=n: getattr(tg.linalg, n)(COMPLEX), TypeError, n, "complex128")
-        for n in ("cholesky", "inv", "det", "eigh", "qr", "svd", "vector_norm", "matrix_norm")
+        for n in ("cholesky", "slogdet", "eigh", "eigvalsh", "qr", "svd", "svdvals")
     ],
+    bad(
+        "nuclear norm of complex numbers",
+        lambda: tg.linalg.matrix_norm(tg.eye(2) * 1j, ord="nuc"),
+        TypeError,
+        "complex128",
+    ),
+    bad("inv of half precision", lambda: tg.linalg.inv(tg.eye(3, dtype="f2")), TypeError, "inv", "float16"),
+    # -- Fourier transforms
+    *[
+        bad(f"{n} of complex numbers", lambda n=n: getattr(tg.fft, n)(COMPLEX), TypeError, n, "real", "complex128")
+        for n in ("rfft", "rfftn", "ihfft")
+    ],
+    *[
+        bad(f"{n} of a number", lambda n=n: getattr(tg.fft, n)(1.0), ValueError, n)
+        for n in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "rfftn", "irfftn")
+    ],
+    bad("fft along no such axis", lambda: tg.fft.fft(X, axis=2), ValueError, "fft", "axis 2", "2 dimensions"),
+    bad("fft of no length", lambda: tg.fft.fft(X, n=0), ValueError, "fft", "length", "0"),
+    bad("fft of half a length", lambda: tg.fft.fft(X, n=2.5), TypeError, "fft: n", "2.5"),
+    bad("fft of nothing", lambda: tg.fft.fft(tg.zeros((3, 0))), ValueError, "fft", "length", "0"),
+    bad("irfft of one", lambda: tg.fft.irfft(tg.zeros((3, 1))), ValueError, "irfft", "length", "0"),
+    bad("fft in no norm", lambda: tg.fft.fft(X, norm="unitary"), ValueError, "fft", "norm", "ortho", "'unitary'"),
+    bad("hfft in no norm", lambda: tg.fft.hfft(X, norm="unitary"), ValueError, "hfft", "norm", "'unitary'"),
+    bad("fftn along an axis twice", lambda: tg.fft.fftn(X, axes=(0, -2)), ValueError, "fftn", "twice"),
+    bad("fftn, sizes and axes", lambda: tg.fft.fftn(X, s=(4, 4), axes=(0,)), ValueError, "fftn", "2 sizes", "1 axes"),
+    bad("fftn, sizes", lambda: tg.fft.fftn(X, s=(4, 4, 4)), ValueError, "fftn", "3 sizes", "'X'"),
+    bad("fftn of no size", lambda: tg.fft.fftn(X, s=(4, 0)), ValueError, "fftn", "length", "0"),
+    bad("rfftn along no axis", lambda: tg.fft.rfftn(X, axes=()), ValueError, "rfftn", "one axis", "'X'"),
+    bad("fftfreq of integers", lambda: tg.fft.fftfreq(4, dtype=int), TypeError, "fftfreq", "floating", "int64"),
+    bad("rfftfreq of no distance", lambda: tg.fft.rfftfreq(4, d=0), ValueError, "rfftfreq", "0"),
+    bad("fftfreq of none", lambda: tg.fft.fftfreq(0), ValueError, "fftfreq", "0"),
+    bad("fftshift along no such axis", lambda: tg.fft.fftshift(X, axes=2), ValueError, "fftshift", "axis 2"),
     bad("cholesky of half precision", lambda: tg.linalg.cholesky(tg.eye(3, dtype="f2")), TypeError, "float16"),
     bad("solve, sizes", lambda: tg.linalg.solve(SQUARE, X), ValueError, "solve", "'S'", "(3, 3)", "'X'", "3 != 2"),
     bad("solve, not square", lambda: tg.linalg.solve(X, W), ValueError, "solve", "square", *NAMED),
@@ -423,9 +455,15 @@ GRADIENTS = [
     bad("gradients of integers", lambda: tg.gradients(INTS * 2, V), TypeError, "ys[0]", "multiply", "int64"),
     bad("gradients by integers", lambda: tg.gradients(tg.sum(V), [V, INTS]), TypeError, "xs[1]", "int64"),
     bad("gradients of booleans", lambda: tg.gradients(V > 1, V), TypeError, "ys[0]", "bool"),
-    bad("gradients of complex", lambda: tg.gradients(COMPLEX * 2, COMPLEX), NotImplementedError, "ys[0]", "complex128"),
-    bad("gradients by complex", lambda: tg.gradients(V, COMPLEX), NotImplementedError, "xs[0]", "complex128"),
-    bad("gradients through complex", lambda: tg.gradients(tg.real(V * 1j), V), NotImplementedError, "real"),
+    bad(
+        "gradients, a complex cotangent",
+        lambda: tg.gradients(V, V, V * 1j),
+        TypeError,
+        "ys[0]",
+        "float64",
+        "complex128",
+    ),
+    bad("backward of a complex number", lambda: tg.sum(_leaf() * 1j).backward(), RuntimeError, "real", "complex128"),
     bad("gradients, cotangents", lambda: tg.gradients([V], V, [V, V]), ValueError, "2 cotangents for 1"),
     bad(
         "gradients, a cotangent", lambda: tg.gradients([V, V], V, [V, tg.ones(4)]), ValueError, "ys[1]", "(3,)", "(4,)"

@@ -1,6 +1,6 @@
 """The rows of the primitive table, and the public functions that use them."""
 
-from taskgraph.ops import decomposition, norms, solving  # noqa: F401  (their functions stand in `tg.linalg`)
+from taskgraph.ops import decomposition, fourier, norms, solving  # noqa: F401  (their functions: `tg.linalg`, `tg.fft`)
 from taskgraph.ops.create import *  # noqa: F403
 from taskgraph.ops.cumulative import *  # noqa: F403
 from taskgraph.ops.dtypes import *  # noqa: F403

@@ -397,7 +397,7 @@ def argument(t: Tensor) -> Tensor:
 
 def result(t: Tensor, wants_gradient: bool, beside: Tensor) -> Tensor:
     """What a pass made, as a user gets it: what follows from it runs where `beside` was put."""
-    return Tensor(t.expr, wants_gradient and t.dtype.kind == "f", beside._placed)
+    return Tensor(t.expr, wants_gradient and t.dtype.kind in "fc", beside._placed)
 
 
 def stop_gradient(x: Any, /) -> Tensor:

@@ -179,7 +179,7 @@ def eigh(x: Any, /) -> EighResult:
 
 
 def _eigh(name: str, x: Any) -> EighResult:
-    packed = apply(EIGH, square(name, x))
+    packed = apply(EIGH, square(name, real(name, x)))
     return EighResult(packed[..., 0, :], packed[..., 1:, :])
 
 

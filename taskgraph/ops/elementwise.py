@@ -2,9 +2,10 @@
 
 Design note. An elementwise operation has a diagonal Jacobian, so its vjp and its jvp are the same multiplication by the
 partial derivative; a row therefore gives the partial derivative with respect to every input and both rules follow from
-it (`1` marks an input that passes its cotangent through). Types are NumPy's own decision: the ufunc of the same name
-resolves them, inputs of another type get an explicit `astype`, so that a kernel always sees equal types (which strict
-namespaces demand) and the cast has a gradient of its own.
+it (`1` marks an input that passes its cotangent through). For complex numbers it is the g of dy = g dx, or of
+dy = Re(g dx) where the result is real; what is neither has rules of its own. Types are NumPy's own decision: the ufunc
+of the same name resolves them, inputs of another type get an explicit `astype`, so that a kernel always sees equal
+types (which strict namespaces demand) and the cast has a gradient of its own.
 """
 
 from __future__ import annotations
@@ -143,6 +144,18 @@ def cast(x: Any, dtype: DType) -> Tensor:
     return apply(ASTYPE, x, dtype=np.dtype(dtype))
 
 
+def fitted(t: Tensor, dtype: DType) -> Tensor:
+    """A cotangent or tangent for a value of that type: a real one has the real part of what a rule gave."""
+    if (t.dtype.kind == "c") == (dtype.kind == "c"):
+        return t
+    return real(t) if t.dtype.kind == "c" else cast(t, dtype)
+
+
+def conjugate(x: Tensor) -> Tensor:
+    """The complex conjugate; no expression where the numbers are real."""
+    return conj(x) if x.dtype.kind == "c" else x
+
+
 def elementwise(
     name: str,
     doc: str,
@@ -150,11 +163,14 @@ def elementwise(
     ufunc: np.ufunc | None = None,
     flops: int = 1,
     cast_to: Any = None,
+    vjp: Callable[..., Any] | None = None,
+    jvp: Callable[..., Any] | None = None,
 ) -> Callable[..., Tensor]:
     """Enter a row and give its public function.
 
     partials: the partial derivative with respect to each input, as `f(out, *inputs)`; none at all where the function is
-    constant almost everywhere (its gradient is then an explicit zero). flops: per element.
+    constant almost everywhere (its gradient is then an explicit zero). vjp, jvp: in their place, where the derivative
+    is no multiplication. flops: per element.
     """
     f = ufunc or getattr(np, name)
     nin, differentiable = f.nin, bool(partials)
@@ -163,8 +179,8 @@ def elementwise(
         kind="elementwise",
         infer=_infer(name, lambda *types: _resolve(name, f, types)[-1]),
         lower=lambda xp, *blocks: getattr(xp, name)(*blocks),
-        vjp=_vjp_of(partials) if differentiable else no_gradient,
-        jvp=_jvp_of(partials) if differentiable else no_gradient,
+        vjp=vjp or (_vjp_of(partials) if differentiable else no_gradient),
+        jvp=jvp or (_jvp_of(partials) if differentiable else no_gradient),
         flops=lambda node: flops * node.size,
     )
     return _public(row, f, nin, cast_to, doc)
@@ -189,10 +205,34 @@ def _pow_exponent(out: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return out * log(where(equal(x, 0), 1, x))  # 0**y has derivative 0 in y > 0, and log(0) is not finite
 
 
-abs = elementwise("abs", "Absolute value.", lambda out, x: sign(x), ufunc=np.absolute)
+def _across(direction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """What of t / |x| is at right angles to a direction; 0 where x is, as its direction is."""
+    size = abs(x)
+    return 1j * (imag(direction * t) / where(equal(size, 0), 1, size))
+
+
+def _sign_vjp(ct: Tensor, out: Tensor, x: Tensor) -> tuple[Tensor | None]:
+    return (conj(out) * _across(out, x, ct) if x.dtype.kind == "c" else None,)
+
+
+def _sign_jvp(ts: Sequence[Tensor], out: Tensor, x: Tensor) -> Tensor | None:
+    return out * _across(conj(out), x, ts[0]) if x.dtype.kind == "c" else None
+
+
+def _abs_partial(out: Tensor, x: Tensor) -> Tensor:
+    """The sign, conjugate; of complex numbers without a division by 0 where x is, and 0 there."""
+    return conj(x) / where(equal(out, 0), 1, out) if x.dtype.kind == "c" else sign(x)
+
+
+abs = elementwise("abs", "Absolute value.", _abs_partial, ufunc=np.absolute)
 acos = elementwise("acos", "Inverse cosine.", lambda out, x: -1 / sqrt(1 - x * x), ufunc=np.arccos, flops=10)
 acosh = elementwise(
-    "acosh", "Inverse hyperbolic cosine.", lambda out, x: 1 / sqrt(x * x - 1), ufunc=np.arccosh, flops=10
+    # not 1 / sqrt(x * x - 1), which has the other sign in the left half of the complex plane
+    "acosh",
+    "Inverse hyperbolic cosine.",
+    lambda out, x: 1 / (sqrt(x - 1) * sqrt(x + 1)),
+    ufunc=np.arccosh,
+    flops=10,
 )
 add = elementwise("add", "Sum of two arrays.", 1, 1)
 asin = elementwise("asin", "Inverse sine.", lambda out, x: 1 / sqrt(1 - x * x), ufunc=np.arcsin, flops=10)
@@ -209,7 +249,8 @@ bitwise_invert = elementwise("bitwise_invert", "Bits not set.", ufunc=np.invert)
 bitwise_left_shift = elementwise("bitwise_left_shift", "Bits shifted left.", ufunc=np.left_shift)
 bitwise_right_shift = elementwise("bitwise_right_shift", "Bits shifted right.", ufunc=np.right_shift)
 ceil = elementwise("ceil", "Smallest integer that is not less.")
-conj = elementwise("conj", "Complex conjugate.", 1)
+conj = elementwise("conj", "Complex conjugate.",
+                   vjp=lambda ct, out, x: (conjugate(ct),), jvp=lambda ts, out, x: conjugate(ts[0]))  # fmt: skip
 copysign = elementwise("copysign", "x1 with the sign of x2.",
                        lambda out, x, y: where(equal(signbit(x), signbit(y)), 1, -1) * cast(not_equal(x, 0), out.dtype),
                        None)  # fmt: skip
@@ -253,7 +294,7 @@ _pow = elementwise("pow", "x1 raised to x2.", _pow_base, _pow_exponent, ufunc=np
 reciprocal = elementwise("reciprocal", "1 / x.", lambda out, x: -out * out)
 remainder = elementwise("remainder", "Remainder of the division rounded down, with the sign of x2.",
                         1, lambda out, x, y: -floor_divide(x, y))  # fmt: skip
-sign = elementwise("sign", "-1, 0 or 1 by the sign.")
+sign = elementwise("sign", "-1, 0 or 1 by the sign, x / |x| of a complex number.", vjp=_sign_vjp, jvp=_sign_jvp)
 signbit = elementwise("signbit", "Whether the sign is set.")
 sin = elementwise("sin", "Sine.", lambda out, x: cos(x), flops=10)
 sinh = elementwise("sinh", "Hyperbolic sine.", lambda out, x: cosh(x), flops=10)
@@ -298,7 +339,7 @@ def _infer_astype(x: Expr, dtype: DType) -> tuple[Shape, DType, Chunks]:
 
 
 def _cast_rule(t: Tensor, to: DType) -> Tensor | None:
-    return cast(t, to) if np.issubdtype(to, np.inexact) and np.issubdtype(t.dtype, np.inexact) else None
+    return cast(fitted(t, to), to) if np.issubdtype(to, np.inexact) and np.issubdtype(t.dtype, np.inexact) else None
 
 
 ASTYPE = primitive(
@@ -320,12 +361,14 @@ def astype(x: Tensor, dtype: Any, /, *, copy: bool = True) -> Tensor:
     return cast(array("astype", x), numeric(dtype, "astype"))
 
 
-def _component(name: str, doc: str, dtype_of: Callable[[DType], DType]) -> Callable[[Any], Tensor]:
+def _component(name: str, doc: str, partial: Partial) -> Callable[[Any], Tensor]:
     row = primitive(
         name,
         kind="elementwise",
-        infer=_infer(name, dtype_of),
+        infer=_infer(name, _real_type),
         lower=lambda xp, x: getattr(xp, name)(x),
+        vjp=_vjp_of([partial]),
+        jvp=_jvp_of([partial]),
     )
 
     def call(x: Any, /) -> Tensor:
@@ -345,8 +388,8 @@ def _real_type(dtype: DType) -> DType:
     return np.empty(0, dtype).real.dtype
 
 
-real = _component("real", "Real part of the elements.", _real_type)
-imag = _component("imag", "Imaginary part of the elements.", _real_type)
+real = _component("real", "Real part of the elements.", 1)
+imag = _component("imag", "Imaginary part of the elements.", lambda out, x: -1j)
 
 
 def _choice(t: Tensor | None, condition: Tensor, first: bool) -> Tensor | None:

@@ -83,12 +83,20 @@ def cost_of(of: Callable[[int, int], float]) -> Callable[[Expr], int]:
 # -- operands ----------------------------------------------------------------------------------------------------------
 
 
-def real(name: str, x: Any) -> Tensor:
-    """A real floating point operand; TypeError for complex and half precision numbers."""
+def floating(name: str, x: Any) -> Tensor:
+    """A floating point operand, real or complex; TypeError for half precision."""
     x = array(name, x)
     if x.dtype.kind in "biu":
         return cast(x, np.dtype(float))
-    if x.dtype not in (np.float32, np.float64):
+    if x.dtype == np.float16:
+        raise TypeError(f"{name}: no half precision: {describe(x.expr)}")
+    return x
+
+
+def real(name: str, x: Any) -> Tensor:
+    """A real floating point operand; TypeError for complex and half precision numbers."""
+    x = floating(name, x)
+    if x.dtype.kind == "c":
         raise TypeError(f"{name}: only float32, float64 and integers, which become float64: {describe(x.expr)}")
     return x
 
@@ -108,9 +116,9 @@ def whole(name: str, x: Tensor, square: bool = False) -> Tensor:
     return rechunk(x, (*x.chunks[:-2], (x.shape[-2],), (x.shape[-1],)))
 
 
-def square(name: str, x: Any) -> Tensor:
-    """A real operand as a stack of square matrices, each in one block."""
-    return whole(name, real(name, x), square=True)
+def square(name: str, x: Tensor) -> Tensor:
+    """An operand as a stack of square matrices, each in one block."""
+    return whole(name, x, square=True)
 
 
 def of_each(t: Tensor) -> Tensor:

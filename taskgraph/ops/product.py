@@ -19,7 +19,7 @@ from taskgraph.chunks import unify
 from taskgraph.expr import Chunks, DType, Expr, Shape, describe
 from taskgraph.ops.arguments import array, integers
 from taskgraph.ops.create import EYE, scalar
-from taskgraph.ops.elementwise import cast, conj, multiply, where
+from taskgraph.ops.elementwise import cast, conjugate, multiply, where
 from taskgraph.ops.reduce import sum as sum_
 from taskgraph.ops.shape import expand_dims, permute_dims, reshape, squeeze
 from taskgraph.primitives import primitive
@@ -153,7 +153,7 @@ def vecdot(x1: Any, x2: Any, /, *, axis: int = -1) -> Tensor:
         raise ValueError(f"vecdot: axis is negative, within both arrays: {axis}")
     if a.shape[axis] != b.shape[axis]:
         raise ValueError(f"vecdot: sizes differ along axis {axis}: {describe(a.expr)}, {describe(b.expr)}")
-    return _sum(multiply(conj(a) if a.dtype.kind == "c" else a, b), (axis,))
+    return _sum(multiply(conjugate(a), b), (axis,))
 
 
 def _sum(t: Tensor, axes: Sequence[int]) -> Tensor:

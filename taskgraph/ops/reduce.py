@@ -13,7 +13,7 @@ from taskgraph.expr import Chunks, DType, Expr, Shape
 from taskgraph.ops.arguments import Axes, array, axes_of, numeric
 from taskgraph.ops.create import FULL, filled, stop_gradient
 from taskgraph.ops.cumulative import product_of_others, wide
-from taskgraph.ops.elementwise import cast, equal, exp, isfinite, log, sqrt, where
+from taskgraph.ops.elementwise import cast, conjugate, equal, exp, fitted, isfinite, log, real, sqrt, where
 from taskgraph.ops.shape import broadcast_to, reshape
 from taskgraph.primitives import Primitive, is_dask, no_gradient, primitive
 from taskgraph.tensor import Tensor, apply
@@ -233,10 +233,13 @@ VAR = primitive(
     lower=lambda xp, x, axis, keepdims, correction: xp.var(x, axis=axis, keepdims=keepdims, **_ddof(xp, correction)),
     flops=lambda node: 4 * node.inputs[0].size,
     vjp=lambda ct, out, x, axis, keepdims, correction: (
-        _beside(ct, x, axis, keepdims) * (2 * _one_over(_count(x, axis) - correction)) * _center(x, axis),
+        _beside(ct, x, axis, keepdims) * (2 * _one_over(_count(x, axis) - correction)) * conjugate(_center(x, axis)),
     ),
     jvp=lambda ts, out, x, axis, keepdims, correction: apply(
-        SUM, ts[0] * (2 * _one_over(_count(x, axis) - correction)) * _center(x, axis), axis=axis, keepdims=keepdims
+        SUM,
+        fitted(ts[0] * conjugate(_center(x, axis)), out.dtype) * (2 * _one_over(_count(x, axis) - correction)),
+        axis=axis,
+        keepdims=keepdims,
     ),
 )
 
@@ -269,10 +272,11 @@ def std(x: Any, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool
 
 
 def logsumexp(x: Any, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """log(sum(exp(x))) without overflow; the maximum is taken out first (and is a constant to the gradient)."""
+    """log(sum(exp(x))) without overflow; the maximum (of real parts) is taken out first, and is a constant to the
+    gradient."""
     x = array("logsumexp", x)
     axes = axes_of("logsumexp", axis, x.ndim)
-    top = stop_gradient(max(x, axis=axes, keepdims=True))
+    top = stop_gradient(max(real(x), axis=axes, keepdims=True))
     top = where(isfinite(top), top, 0)
     total = log(sum(exp(x - top), axis=axes, keepdims=True)) + top
     return total if keepdims else reshape(total, _reduced(x.expr, axes, False)[0])

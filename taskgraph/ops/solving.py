@@ -16,7 +16,17 @@ from taskgraph.chunks import unify
 from taskgraph.expr import Chunks, Shape, describe
 from taskgraph.ops.create import eye, filled, tril
 from taskgraph.ops.elementwise import cast
-from taskgraph.ops.matrices import cost_of, infer_by_matrix, lower_by_matrix, numpys, of_each, real, square, whole
+from taskgraph.ops.matrices import (
+    cost_of,
+    floating,
+    infer_by_matrix,
+    lower_by_matrix,
+    numpys,
+    of_each,
+    real,
+    square,
+    whole,
+)
 from taskgraph.ops.reduce import sum as sum_
 from taskgraph.ops.shape import broadcast_to, expand_dims, rechunk, squeeze, stack
 from taskgraph.ops.shape import matrix_transpose as mt
@@ -105,7 +115,7 @@ INV = primitive(
 
 
 def _growth(x: Tensor, dx: Tensor) -> Tensor:
-    """The derivative of log |det x|: trace(x^-1 dx)."""
+    """The derivative of log det x: trace(x^-1 dx)."""
     return sum_(mt(inv(x)) * dx, axis=(-2, -1))
 
 
@@ -155,7 +165,7 @@ def cholesky(x: Any, /, *, upper: bool = False) -> Tensor:
     array([[2., 0.],
            [1., 2.]])
     """
-    x = square("cholesky", x)
+    x = square("cholesky", real("cholesky", x))
     return mt(apply(CHOLESKY, mt(x))) if upper else apply(CHOLESKY, x)
 
 
@@ -168,7 +178,7 @@ def solve(x1: Any, x2: Any, /) -> Tensor:
     >>> tg.linalg.solve(tg.asarray([[2.0, 0.0], [0.0, 4.0]]), tg.asarray([2.0, 2.0])).compute()
     array([1. , 0.5])
     """
-    a, b = real("solve", x1), real("solve", x2)
+    a, b = floating("solve", x1), floating("solve", x2)
     both = f"{describe(a.expr)}, {describe(b.expr)}"
     if a.ndim < 2 or b.ndim < 1 or a.shape[-1] != a.shape[-2]:
         raise ValueError(f"solve: needs square matrices and vectors or matrices: {both}")
@@ -196,7 +206,7 @@ def inv(x: Any, /) -> Tensor:
 
     Raises ValueError where x is not square, at run LinAlgError where a matrix is singular.
     """
-    return apply(INV, square("inv", x))
+    return apply(INV, square("inv", floating("inv", x)))
 
 
 def det(x: Any, /) -> Tensor:
@@ -204,7 +214,7 @@ def det(x: Any, /) -> Tensor:
 
     Its derivative is made with the inverse: at a singular matrix it raises LinAlgError at run.
     """
-    return apply(DET, square("det", x))
+    return apply(DET, square("det", floating("det", x)))
 
 
 def slogdet(x: Any, /) -> SlogdetResult:
@@ -217,5 +227,5 @@ def slogdet(x: Any, /) -> SlogdetResult:
     >>> float(sign), float(logabsdet)
     (-1.0, 0.0)
     """
-    packed = apply(SLOGDET, square("slogdet", x))
+    packed = apply(SLOGDET, square("slogdet", real("slogdet", x)))
     return SlogdetResult(packed[..., 0], packed[..., 1])
