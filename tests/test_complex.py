@@ -3,9 +3,11 @@ convention (Maclaurin's thesis, 2016, section 4) is ours and JAX's."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import array_api_strict
 import autograd
 import autograd.numpy as anp
 import dask
@@ -255,6 +257,14 @@ def test_the_rechunk_before_a_transform_is_in_the_graph() -> None:
 def test_a_transform_of_one_block_is_one_row() -> None:
     rows = [n.op.name for n in tg.expr.topological([tg.fft.ifftn(tg.asarray(A)).expr])]
     assert rows == ["constant", "fft"]
+
+
+@pytest.mark.parametrize("name", list(array_api_strict.fft.__all__))
+def test_signatures_are_those_of_the_standard(name: str) -> None:
+    theirs, ours = (inspect.signature(getattr(xp.fft, name)).parameters for xp in (array_api_strict, tg))
+    for parameter in theirs.values():
+        mine = ours[parameter.name]
+        assert (mine.kind, mine.default) == (parameter.kind, parameter.default)
 
 
 def test_transforms_on_dasks_threads() -> None:

@@ -285,7 +285,7 @@ def fftn(x: Any, /, *, s: Any = None, axes: Any = None, norm: str = "backward") 
 
     >>> import taskgraph as tg
     >>> tg.fft.fftn(tg.ones((8, 8), chunks=4)).chunks
-    ((8,), (2, 2, 2, 2))
+    ((2, 2, 2, 2), (8,))
     """
     x = _complex("fftn", x)
     return _complex_to_complex("fftn", x, *_axes("fftn", x, s, axes), False, norm)
