@@ -1,5 +1,5 @@
 """Derivatives of complex numbers: the convention, and compositions against another implementation, HIPS autograd, whose
-convention (Maclaurin's thesis, 2016, section 4) is ours and JAX's."""
+convention (the tutorial's "Complex numbers") is ours and JAX's."""
 
 from __future__ import annotations
 

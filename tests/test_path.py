@@ -638,3 +638,21 @@ def test_a_killed_worker_of_our_local_cluster_comes_back() -> None:
         np.testing.assert_allclose(result.result(PATIENCE_S), wanted)
         assert tiles_by_worker(ran(client)).keys() <= {"gpu-0", "gpu-1"}
         assert placement_errors(client) == 0
+
+
+# -- complex numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_a_power_spectrum_of_a_complex_product(client: Client) -> None:
+    """By Parseval it is n * sum(|c|^2) of c = a @ b; its gradient by c is 2 n conj(c), pulled back as it is."""
+    rng = np.random.default_rng(3)
+    a, b = (rng.standard_normal((60, 60)) + 1j * rng.standard_normal((60, 60)) for _ in "ab")
+    x, y = tg.asarray(a, chunks=20), tg.asarray(b, chunks=20)
+    with tg.device("gpu"):
+        c = x @ y
+    loss = tg.sum(tg.abs(tg.fft.fft(c, axis=0)) ** 2)
+    value, by_x, by_y = tg.compute(loss, *tg.gradients(loss, [x, y]))
+    by_c = 2 * 60 * (a @ b).conj()
+    np.testing.assert_allclose(value, 60 * np.sum(np.abs(a @ b) ** 2))
+    np.testing.assert_allclose(by_x, by_c @ b.T)
+    np.testing.assert_allclose(by_y, a.T @ by_c)

@@ -294,7 +294,8 @@ _pow = elementwise("pow", "x1 raised to x2.", _pow_base, _pow_exponent, ufunc=np
 reciprocal = elementwise("reciprocal", "1 / x.", lambda out, x: -out * out)
 remainder = elementwise("remainder", "Remainder of the division rounded down, with the sign of x2.",
                         1, lambda out, x, y: -floor_divide(x, y))  # fmt: skip
-sign = elementwise("sign", "-1, 0 or 1 by the sign, x / |x| of a complex number.", vjp=_sign_vjp, jvp=_sign_jvp)
+sign = elementwise("sign", "-1, 0 or 1 by the sign, of complex numbers x / |x|; the derivative is zero but of these.",
+                   vjp=_sign_vjp, jvp=_sign_jvp)  # fmt: skip
 signbit = elementwise("signbit", "Whether the sign is set.")
 sin = elementwise("sin", "Sine.", lambda out, x: cos(x), flops=10)
 sinh = elementwise("sinh", "Hyperbolic sine.", lambda out, x: cosh(x), flops=10)
