@@ -175,7 +175,9 @@ def _zeros(params: Any) -> Any:
 
 def _parameter(p: Any) -> Tensor:
     p = as_tensor(p)
-    if not np.issubdtype(p.dtype, np.inexact):
+    if p.dtype.kind == "c":  # a step along the gradient would go uphill in the imaginary part (tg.gradients says why)
+        raise TypeError(f"optim: parameters are real, one is {p.dtype} {p.shape}; hold its real and imaginary parts")
+    if not np.issubdtype(p.dtype, np.floating):
         raise TypeError(f"optim: parameters are floating point tensors, one is {p.dtype} {p.shape}")
     return p
 

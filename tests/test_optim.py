@@ -196,6 +196,8 @@ def test_mistakes() -> None:
     params = {"w": tg.ones(2)}
     with pytest.raises(TypeError, match=r"int64 \(2,\)"):
         optim.adam(1e-3).init({"w": tg.asarray([1, 2])})
+    with pytest.raises(TypeError, match="hold its real and imaginary parts"):
+        optim.adam(1e-3).init({"w": tg.asarray([1j, 2])})
     with pytest.raises(ValueError, match="needs the parameters"):
         optim.adamw(1e-3).update(params, optim.adamw(1e-3).init(params))
     with pytest.raises(ValueError, match="1 optimizers, the state is of 0"):
