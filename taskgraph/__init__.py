@@ -61,12 +61,20 @@ _LAZY = (
     "LocalCluster", "TilePlacement",
 )  # fmt: skip
 
+#: Functions of the standard whose results have a shape that depends on values, which no graph knows.
+_OF_UNKNOWN_SHAPE = ("nonzero", "unique_all", "unique_counts", "unique_inverse", "unique_values")
+
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         from taskgraph.upward import resolve
 
         return resolve(name)
+    if name in _OF_UNKNOWN_SHAPE:
+        raise AttributeError(
+            f"module 'taskgraph' has no {name!r}: the shape of its result depends on values, which are not known "
+            f"before a run; compute them first, for instance np.{name}(t.compute())"
+        )
     raise AttributeError(f"module 'taskgraph' has no attribute {name!r}")
 
 

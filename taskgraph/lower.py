@@ -417,3 +417,14 @@ def _check(node: Expr, result: da.Array) -> None:
         raise AssertionError(
             f"{node.op.name}: the shape rule says {ours}, Dask made {dasks}; please report this with the expression"
         )
+
+
+def array_of_tasks(
+    name: str, tasks: Mapping[Key, Any], inputs: Sequence[da.Array], chunks: Chunks, dtype: DType
+) -> da.Array:
+    """A Dask array of tasks that take blocks of `inputs`: for a row's lowering that `dask.array` has no operation for.
+
+    tasks: one at (name, i, j, ...) for every block, and whatever these need besides.
+    """
+    graph = HighLevelGraph.from_collections(name, MaterializedLayer(dict(tasks)), dependencies=list(inputs))
+    return da.Array(graph, name, chunks, dtype=dtype)

@@ -51,7 +51,7 @@ class Operators:
     __slots__ = ()
 
     def __getitem__(self, index: Any) -> Tensor:
-        from taskgraph.ops.indexing import getitem
+        from taskgraph.ops.subscript import getitem
 
         return getitem(self, index)
 

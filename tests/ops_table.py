@@ -145,6 +145,30 @@ def _of_singular(xp: Any, x: Any) -> Any:
     return (u * xp.exp(-s)[..., None, :]) @ vh
 
 
+def _pulled_back(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The transpose of `f`, which is linear but for positions: of its input (for the shape) and a cotangent."""
+    return lambda x, ct: tg.gradients(f(x), x, [ct])
+
+
+def _transposed(x: np.ndarray, index: Any, ct: np.ndarray) -> np.ndarray:
+    out = np.zeros_like(x)
+    np.add.at(out, index, ct)
+    return out
+
+
+def _ordered(f: Callable[..., Any], x: np.ndarray, axis: int | None, descending: bool) -> np.ndarray:
+    """NumPy's sort or argsort, which keep the order of equal elements."""
+    if not descending:
+        return f(x, axis=axis, kind="stable")
+    order = np.argsort(-x, axis=axis, kind="stable")
+    return order if f is np.argsort else np.take_along_axis(x, order, axis=axis)
+
+
+def _indexed(index: Any, shape: tuple[int, ...]) -> Case:
+    index = index if isinstance(index, tuple) else (index,)
+    return _of("take", lambda x: x[index], lambda x: x[index], shape)[0]
+
+
 SQUARES = ((5, 5), (3, 4, 4))
 LINALG = [
     *[c for s in ((4, 5), (3, 3, 4)) for name, f in {
@@ -343,6 +367,56 @@ CASES: list[Case] = [
     *_of("broadcast_to", lambda x: tg.repeat(x, 3, axis=1), lambda x: np.repeat(x, 3, 1), (3, 4)),
     *_of("rechunk", lambda x: x.rechunk((4, 1)), lambda x: x, (7, 5)),
     *_of("tri", tg.tril, np.tril, (6, 5)), *_of("tri", lambda x: tg.triu(x, k=1), lambda x: np.triu(x, 1), (3, 6, 5)),
+    # -- positions
+    *[c for axis in (0, 1, -1, None) for at in ([4, 0, 4, -1, 2], np.array([[1, 1], [0, 3]]), [2])
+      for how in (lambda i: i, lambda i: tg.asarray(i, chunks=2), lambda i: tg.asarray(i, chunks=2) + 0)
+      for c in _of("take", lambda x, at=at, axis=axis, how=how: tg.take(x, how(at), axis=axis),
+                   lambda x, at=at, axis=axis: np.take(x, at, axis=axis), (7, 5))],
+    *_of("bounded", lambda x: tg.take(x, tg.argsort(x[0]), axis=1), lambda x: x[:, np.argsort(x[0])], (7, 5)),
+    *_of("scatter_add", _pulled_back(lambda x: tg.take(x, [1, 1, 0], axis=1)),
+         lambda x, ct: _transposed(x, (slice(None), [1, 1, 0]), ct), (4, 5), (4, 3)),
+    *_of("scatter_add", _pulled_back(lambda x: tg.take(x, tg.argmax(x, axis=1), axis=0)),
+         lambda x, ct: _transposed(x, np.argmax(x, axis=1), ct), (4, 4), (4, 4)),
+    *[c for i in ([[0, 2], [3, -1], [1, 1]], [[0, 2, 2]])
+      for how in (lambda i: i, lambda i: tg.asarray(i, chunks=1) + 0)
+      for c in _of("take_along_axis", lambda x, i=i, how=how: tg.take_along_axis(x, how(i), axis=1),
+                   lambda x, i=i: np.take_along_axis(x, np.array(i), 1), (3, 5))],
+    *_of("take_along_axis", lambda x: tg.take_along_axis(x, tg.argmax(x, axis=1, keepdims=True), axis=1),
+         lambda x: x.max(1, keepdims=True), (3, 4, 5)),
+    *_of("scatter_add_along_axis", _pulled_back(lambda x: tg.take_along_axis(x, np.array([[1, 1, 0]]), axis=1)),
+         lambda x, ct: _transposed(x, (np.arange(4)[:, None], np.array([[1, 1, 0]])), ct), (4, 5), (4, 3)),
+    *[c for axis in (0, -1, None) for down in (False, True) for draw, smooth in ((normal, True), (small_counts, False))
+      for name, f in (("take_along_axis", np.sort), ("argsort", np.argsort))
+      for c in _of(name, lambda x, f=f, axis=axis, down=down: getattr(tg, f.__name__)(x, axis=axis, descending=down),
+                   lambda x, f=f, axis=axis, down=down: _ordered(f, x, axis, down), (7, 5), draw=draw,
+                   smooth=smooth and f is np.sort)],
+    *_of("argsort", lambda x: tg.sum(tg.sort(x, axis=0)[-3:] ** 2), lambda x: np.sum(np.sort(x, 0)[-3:] ** 2), (7, 5)),
+    *[c for side in ("left", "right") for c in _of(
+        "searchsorted", lambda x, y, side=side: tg.searchsorted(tg.sort(x), y, side=side),
+        lambda x, y, side=side: np.searchsorted(np.sort(x), y, side), (7,), (4, 5), draw=integers, smooth=False)],
+    *_of("searchsorted", lambda x, y: tg.searchsorted(x, y, sorter=tg.argsort(x)),
+         lambda x, y: np.searchsorted(x, y, sorter=np.argsort(x)), (7,), (3,), smooth=False),
+    *_of("isin", tg.isin, np.isin, (7, 5), (3,), draw=integers, smooth=False),
+    *_of("isin", lambda x, y: tg.isin(x, y, invert=True), lambda x, y: np.isin(x, y, invert=True), (7, 5), (2, 3),
+         draw=integers, smooth=False),
+    # -- indexing by arrays
+    *[_indexed(index, shape) for shape, *indices in (
+        ((7, 5), ([4, 0, 4],), ([[1, 1], [0, -1]], slice(1, 4)), ([0, 2, 6], [1, 1, -1]), (2, [1, 1, 3]),
+         (slice(None, None, 2), None, [0, 2]), np.ix_([6, 0, 3], [1, 4]), (np.arange(35).reshape(7, 5) % 3 == 0,)),
+        ((3, 4, 5), (..., [0, 2]), ([0, 2], slice(None), [1, 1]), (1, slice(None), [4, 0]),
+         ([[0], [2]], [1, 0, 3], slice(None, None, -2)), ([True, False, True], [0, 3]), ([2, 0], [1, 3], [0, 4]),
+         (slice(None), np.arange(20).reshape(4, 5) % 2 == 0), ([0, 1], None, [3, 3])),
+    ) for index in indices],
+    *_of("take", lambda x: x[tg.argmax(x, axis=0), tg.arange(5)], lambda x: x.max(0), (7, 5)),
+    *_of("take", lambda x: x[tg.argmax(x[:, 0])], lambda x: x[np.argmax(x[:, 0])], (7, 5)),
+    # -- borders
+    *[c for mode, name in (("constant", "concat"), ("edge", "take"), ("reflect", "take"), ("symmetric", "take"),
+                           ("wrap", "take"))
+      for width in (2, ((1, 0), (0, 3)), (9, 1))
+      for c in _of(name, lambda x, width=width, mode=mode: tg.pad(x, width, mode),
+                   lambda x, width=width, mode=mode: np.pad(x, width, mode), (4, 5))],
+    *_of("concat", lambda x: tg.pad(x, {1: (1, 2)}, constant_values=((0, 0), (3, 4))),
+         lambda x: np.pad(x, ((0, 0), (1, 2)), constant_values=((0, 0), (3, 4))), (4, 5)),
     # -- products
     *_of("matmul", tg.matmul, np.matmul, (7, 5), (5, 4)), *_of("matmul", tg.matmul, np.matmul, (5,), (5, 4)),
     *_of("matmul", tg.matmul, np.matmul, (7, 5), (5,)), *_of("matmul", tg.matmul, np.matmul, (5,), (5,)),
@@ -494,6 +568,38 @@ EDGES: list[tuple[str, Build, Callable[[], Any]]] = [
          np.arange(1, 4, dtype="f4")),
     *[both(f"{f.__name__} of integers", lambda xp, array, f=f: f(array(np.array([1, 2], "i1"))))
       for f in (np.rint, np.ceil, np.round)],
+    # -- positions
+    *[both(f"{name} of nothing", lambda xp, array, f=f: f(xp, array)) for name, f in {
+        "take": lambda xp, array: xp.take(array(EMPTY), array(np.zeros(0, int)), axis=0),
+        "take for nothing": lambda xp, array: xp.take(array(np.ones((3, 4))), array(np.zeros(0, int)), axis=1),
+        "a list": lambda xp, array: array(np.ones((3, 4)))[[]],
+        "a mask": lambda xp, array: array(np.ones((3, 4)))[np.zeros((3, 4), bool)],
+        "take_along_axis": lambda xp, array: xp.take_along_axis(array(EMPTY), array(np.zeros((0, 2), int)), axis=1),
+        "sort": lambda xp, array: xp.sort(array(EMPTY), axis=0),
+        "argsort": lambda xp, array: xp.argsort(array(EMPTY), axis=1),
+        "searchsorted": lambda xp, array: xp.searchsorted(array(np.ones(3)), array(EMPTY)),
+        "searchsorted in nothing": lambda xp, array: xp.searchsorted(array(np.zeros(0)), array(np.ones((2, 3)))),
+        "isin": lambda xp, array: xp.isin(array(np.ones((2, 3))), array(EMPTY)),
+        "pad": lambda xp, array: xp.pad(array(EMPTY), 1),
+    }.items()],
+    *[edge(f"the gradient of {name} of nothing", lambda array, f=f: (lambda z: tg.gradients(f(z), z))(
+        array(np.ones((3, 4)))), np.zeros((3, 4))) for name, f in {
+            "take": lambda z: tg.take(z, np.zeros(0, int), axis=1),
+            "take_along_axis": lambda z: tg.take_along_axis(z, np.zeros((3, 0), int), axis=1)}.items()],
+    *[both(f"sort of {x.dtype}", lambda xp, array, x=x: xp.sort(array(x))) for x in (BYTES, TRUTHS, ODD, UNSIGNED)],
+    both("searchsorted of other types", lambda xp, array: xp.searchsorted(array([1, 5]), array(np.array([2.5], "f4")))),
+    both("take by small integers", lambda xp, array: xp.take(array(BYTES), array(np.array([1, -1], "i1")), axis=1)),
+    both("take by unsigned integers", lambda xp, array: xp.take(array(np.arange(300)), array(UNSIGNED))),
+    both("pad of booleans", lambda xp, array: xp.pad(array(TRUTHS), 1, constant_values=True)),
+    both("pad of integers by a fraction", lambda xp, array: xp.pad(array(BYTES), 1, constant_values=2.7)),
+    both("pad, no border", lambda xp, array: xp.pad(array(BYTES), ((0, 0), (0, 0)), "reflect")),
+    both("sort by position", lambda xp, array: np.sort(array(BYTES), 0)),
+    both("sort by name", lambda xp, array: np.sort(array(BYTES), axis=0, stable=True)),
+    both("take by position", lambda xp, array: np.take(array(BYTES), [0, 2], 1)),
+    both("pad by name", lambda xp, array: np.pad(array(BYTES), pad_width=1, mode="edge")),
+    both("pad with constants", lambda xp, array: np.pad(array(BYTES), ((0, 1), (2, 0)), constant_values=7)),
+    both("searchsorted by position", lambda xp, array: np.searchsorted(array([1, 2, 3]), array([2, 3]), "right")),
+    both("isin by name", lambda xp, array: np.isin(array(BYTES), [1, 100], invert=True)),
     both("repeat by position", lambda xp, array: np.repeat(array(BYTES), 2, 0)),
     both("repeat by name", lambda xp, array: np.repeat(array(BYTES), repeats=2, axis=1)),
     both("clip by name", lambda xp, array: np.clip(array(BYTES), a_min=2, a_max=3)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from dask.array.slicing import new_blockdim
 
 from taskgraph.expr import Chunks, DType, Expr, Shape, describe
@@ -93,44 +92,27 @@ SCATTER = primitive(
 )
 
 
-def getitem(x: Any, index: Any) -> Tensor:
-    """`x[index]` for numbers, slices, None and one Ellipsis, as in NumPy.
+def take_basic(x: Tensor, index: Index) -> Tensor:
+    """The elements at a number or a slice, as `basic_item` gives it, for each axis."""
+    return x if all(i == slice(None) for i in index) else apply(GETITEM, x, index=index)
 
-    Raises IndexError for a number out of bounds or too many indices, TypeError for what is no such index.
+
+def basic_item(item: Any, x: Tensor, axis: int) -> slice | int:
+    """A slice with the bounds that it has on this axis, or a number counted from the start.
+
+    Raises IndexError for a number out of bounds.
     """
-    x = as_tensor(x)
-    items = list(index) if isinstance(index, tuple) else [index]
-    if sum(1 for i in items if i is Ellipsis) > 1:
-        raise IndexError("an index can have only one Ellipsis")
-    used = sum(1 for i in items if i is not None and i is not Ellipsis)
-    if used > x.ndim:
-        raise IndexError(f"too many indices, {used}: {describe(x.expr)}")
-    at = next((k for k, i in enumerate(items) if i is Ellipsis), len(items))
-    items[at : at + 1] = [slice(None)] * (x.ndim - used)
-    basic = tuple(_basic(i, x, axis) for axis, i in enumerate(i for i in items if i is not None))
-    taken = x if all(i == slice(None) for i in basic) else apply(GETITEM, x, index=basic)
-    rest = iter(taken.shape)
-    shape = [1 if i is None else next(rest) for i in items if i is None or isinstance(i, slice)]
-    return reshape(taken, shape)
-
-
-def _basic(item: Any, x: Tensor, axis: int) -> slice | int:
     size = x.shape[axis]
-    if isinstance(item, slice):
-        start, stop, step = item.indices(size)
-        if (start, stop, step) == (0, size, 1):
-            return slice(None)
-        if not range(start, stop, step):
-            return slice(0, 0, 1)  # -1, where a negative step stops below the axis, would be its last element
-        return slice(start, None if step < 0 and stop < 0 else stop, step)
-    if isinstance(item, int | np.integer) and not isinstance(item, bool):
+    if not isinstance(item, slice):
         if not -size <= item < size:
             raise IndexError(f"index {item} is out of bounds for axis {axis}: {describe(x.expr)}")
         return int(item) % size
-    raise TypeError(
-        f"a tensor takes numbers, slices, None and Ellipsis as indices, not {type(item).__name__}; "
-        "tg.where selects by a condition"
-    )
+    start, stop, step = item.indices(size)
+    if (start, stop, step) == (0, size, 1):
+        return slice(None)
+    if not range(start, stop, step):
+        return slice(0, 0, 1)  # -1, where a negative step stops below the axis, would be its last element
+    return slice(start, None if step < 0 and stop < 0 else stop, step)
 
 
 # -- flip and roll -----------------------------------------------------------------------------------------------------
