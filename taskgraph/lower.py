@@ -420,7 +420,7 @@ def _check(node: Expr, result: da.Array) -> None:
 
 
 def array_of_tasks(
-    name: str, tasks: Mapping[Key, Any], inputs: Sequence[da.Array], chunks: Chunks, dtype: DType
+    name: str, tasks: Mapping[Key, Any], inputs: Sequence[Any], chunks: Chunks, dtype: DType
 ) -> da.Array:
     """A Dask array of tasks that take blocks of `inputs`: for a row's lowering that `dask.array` has no operation for.
 

@@ -424,7 +424,75 @@ INDICES = [
     bad("two ellipses", lambda: X[..., ...], IndexError, "Ellipsis"),
     *[
         bad(f"by {type(i).__name__}", lambda i=i: X[i], TypeError, type(i).__name__, "tg.where")
-        for i in (1.5, True, [0, 1], np.array([0, 1]), np.array([True, False]), "a", X > 0)
+        for i in (1.5, True, [0.5], np.array([0.0]), np.array(True), "a", X, {0})
+    ],
+    bad("by a list of tensors", lambda: X[[INTS[0]]], TypeError, "list of tensors", "tg.stack"),
+    bad(
+        "array out of bounds", lambda: X[[0, 2]], IndexError, "getitem", "index 2", "axis 0", "size 2", "'X' is (2, 3)"
+    ),
+    bad("array below bounds", lambda: X[:, [-4]], IndexError, "getitem", "index -4", "axis 1", "size 3", "'X'"),
+    bad("tensor out of bounds", lambda: X[INTS], IndexError, "index 2", "axis 0", "'X' is (2, 3)"),
+    bad("number beside an array", lambda: X[[0], 3], IndexError, "index 3", "axis 1", "'X'"),
+    bad("arrays that do not fit", lambda: X[[0, 1], [0, 1, 2]], IndexError, "(2,)", "(3,)", "broadcast", "'X'"),
+    bad("too many arrays", lambda: X[[0], [0], [0]], IndexError, "too many indices, 3", "'X'"),
+    bad("too large a mask", lambda: X[np.ones((2, 3, 1), bool)], IndexError, "too many indices, 3", "'X'"),
+    bad("a mask that does not fit", lambda: X[BOOLS], IndexError, "mask", "(3,)", "(2,)", "'X' is (2, 3)"),
+    bad("a computed mask", lambda: X[X > 0], IndexError, "'X'", "not known", "tg.where(mask, x, 0)", "compute()"),
+    bad("a mask that is fed", lambda: V[tg.placeholder("bool", (3,))], IndexError, "not known", "tg.where"),
+    bad("take by fractions", lambda: tg.take(X, [0.5], axis=0), TypeError, "take", "integers", "float64", "'X'"),
+    bad("take by a mask", lambda: tg.take(V, BOOLS), TypeError, "take", "integers", "bool"),
+    bad("a masked index", lambda: X[np.ma.array([0, 1], mask=[0, 1])], TypeError, "masked", "filled"),
+    bad("take by a masked index", lambda: tg.take(V, np.ma.array([0], mask=[1])), TypeError, "take", "masked"),
+    bad("take, axis", lambda: tg.take(X, [0], axis=2), ValueError, "take", "axis 2", "2 dimensions"),
+    bad(
+        "take out of bounds", lambda: tg.take(X, [[0], [3]], axis=1), IndexError, "take", "index 3", "axis 1", "size 3"
+    ),
+    bad("take of nothing", lambda: tg.take(tg.zeros(0), [0]), IndexError, "take", "index 0", "size 0"),
+    bad("take at run", lambda: tg.take(V, INTS + 1).compute(), IndexError, "take", "axis 0", "index 4", "size 3"),
+    bad("index at run", lambda: V[INTS - 9].compute(), IndexError, "getitem", "axis 0", "index -8", "size 3"),
+    bad("take_along_axis, axes", lambda: tg.take_along_axis(X, INTS - 1), ValueError, "take_along_axis", "'X'", "(3,)"),
+    bad(
+        "take_along_axis, sizes",
+        lambda: tg.take_along_axis(X, np.zeros((3, 2), int), axis=1),
+        ValueError,
+        "take_along_axis",
+        "axis 1",
+        "'X' is (2, 3)",
+        "(3, 2)",
+    ),
+    bad("take_along_axis by fractions", lambda: tg.take_along_axis(X, X), TypeError, "take_along_axis", "float32"),
+    bad(
+        "take_along_axis, bounds",
+        lambda: tg.take_along_axis(X, [[3]]),
+        IndexError,
+        "index 3",
+        "axis 1",
+        "size 3",
+        "'X'",
+    ),
+    *[bad(f"{n}, axis", lambda n=n: getattr(tg, n)(X, axis=2), ValueError, n, "axis 2") for n in ("sort", "argsort")],
+    *[
+        bad(f"{n} of complex", lambda n=n: getattr(tg, n)(COMPLEX), TypeError, n, "order", "complex128")
+        for n in ("sort", "argsort")
+    ],
+    bad("searchsorted in a matrix", lambda: tg.searchsorted(X, V), ValueError, "searchsorted", "one dimension", "'X'"),
+    bad("searchsorted, side", lambda: tg.searchsorted(V, V, side="middle"), ValueError, "searchsorted", "'middle'"),
+    bad("searchsorted of complex", lambda: tg.searchsorted(V, COMPLEX), TypeError, "searchsorted", "complex128"),
+    bad("searchsorted, sorter", lambda: tg.searchsorted(V, V, sorter=[0, 1]), ValueError, "sorter", "(2,)", "(3,)"),
+    bad("searchsorted, sorter of floats", lambda: tg.searchsorted(V, V, sorter=V), TypeError, "sorter", "float64"),
+    bad("pad, mode", lambda: tg.pad(X, 1, "mean"), ValueError, "pad", "'mean'", "'reflect'"),
+    bad("pad, widths", lambda: tg.pad(X, ((1, 2), (3, 4), (5, 6))), ValueError, "pad", "2 axes", "'X'"),
+    bad("pad, ragged widths", lambda: tg.pad(X, ((1, 2), (3,))), ValueError, "pad", "2 axes", "'X'"),
+    bad("pad, negative", lambda: tg.pad(X, (-1, 1)), ValueError, "pad", "negative", "(-1, 1)"),
+    bad("pad by fractions", lambda: tg.pad(X, 1.5), TypeError, "pad", "integers", "1.5"),
+    bad("pad, no such axis", lambda: tg.pad(X, {2: 1}), ValueError, "pad", "axis 2"),
+    bad(
+        "pad of nothing", lambda: tg.pad(tg.zeros((0, 3)), 1, "edge"), ValueError, "pad", "axis 0", "(0, 3)", "constant"
+    ),
+    bad("pad, constants", lambda: tg.pad(X, 1, constant_values=(1, 2, 3)), ValueError, "constant_values", "'X'"),
+    *[
+        bad(f"{n}: no such function", lambda n=n: getattr(tg, n), AttributeError, n, "depends on values", "compute")
+        for n in ("nonzero", "unique_all", "unique_counts", "unique_inverse", "unique_values")
     ],
     bad("slice by words", lambda: X["a":], TypeError, "slice"),
     bad("slice by no step", lambda: X[::0], ValueError, "step"),

@@ -10,6 +10,7 @@ read. All of this runs on the host, on NumPy's arrays, and no function changes i
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from taskgraph.expr import Chunks
 from taskgraph.lower import array_of_tasks
 
 Span = tuple[int, int]
+#: Elements that are added in one go: their positions take 2 MiB (measured: with 2**16 or 2**20 it is no faster).
+AT_ONCE = 2**18
 
 
 def spans(sizes: Sequence[int]) -> list[Span]:
@@ -66,11 +69,23 @@ def add_rows(axis: int, span: Span, *parts: Any) -> Any:
     parts: blocks of positions, and then, for each, those of the elements that belong into the span.
     """
     half = len(parts) // 2
-    out = np.zeros(replaced(parts[half].shape, axis, span[1] - span[0]), parts[half].dtype)
-    rows = np.moveaxis(out, axis, 0)
+    lead, (_, *rest) = span[0], np.moveaxis(parts[half], axis, 0).shape
+    out = np.zeros((span[1] - lead, *rest), parts[half].dtype)
     for index, part in zip(parts[:half], parts[half:], strict=True):
-        np.add.at(rows, index[_inside(index, span)] - span[0], np.moveaxis(part, axis, 0))
-    return out
+        add_lines(out, index[_inside(index, span)] - lead, np.moveaxis(part, axis, 0))
+    return np.moveaxis(out, 0, axis)
+
+
+def add_lines(out: Any, at: Any, lines: Any) -> None:
+    """Add each of the lines to the one of `out` (contiguous, of the caller) at its position, in their order.
+
+    On flat arrays, where NumPy's `add.at` takes 2 to 3 ns an element (10 to 20 on others; measured on an AMD EPYC),
+    and some at a time, since every element needs its position.
+    """
+    size = math.prod(out.shape[1:])
+    flat, columns, step = out.reshape(-1), np.arange(size), max(1, AT_ONCE // max(1, size))
+    for s in range(0, len(at), step):
+        np.add.at(flat, (at[s : s + step, None] * size + columns).ravel(), lines[s : s + step].ravel())
 
 
 def _inside(index: Any, span: Span) -> Any:

@@ -20,7 +20,7 @@ from taskgraph.chunks import normalize, single, unify
 from taskgraph.expr import Chunks, DType, Opaque, Shape, describe
 from taskgraph.ops.arguments import array, axis_of
 from taskgraph.ops.elementwise import cast
-from taskgraph.ops.exchange import add_rows, gather, replaced, scatter_add, take_rows
+from taskgraph.ops.exchange import add_lines, add_rows, gather, replaced, scatter_add, take_rows
 from taskgraph.ops.shape import broadcast_to, no_flops, rechunk, reshape
 from taskgraph.primitives import is_dask, no_gradient, primitive
 from taskgraph.tensor import Tensor, apply, as_tensor
@@ -34,10 +34,8 @@ INDEX = np.dtype(np.int64)
 # -- positions ---------------------------------------------------------------------------------------------------------
 
 
-def known_values(x: Any) -> np.ndarray | None:
-    """What is known of an array before anything runs: its values, None where they are computed."""
-    if not isinstance(x, Tensor):
-        return np.array(x)
+def known_values(x: Tensor) -> np.ndarray | None:
+    """What is known of a tensor before anything runs: its values where it is data, None where they are computed."""
     node = x.expr
     while node.op.name in ("argument", "leaf", "move", "rechunk", "stop_gradient"):
         node = node.inputs[0]
@@ -73,14 +71,14 @@ def positions(name: str, index: Any, x: Tensor, axis: int) -> Positions:
 
     Raises TypeError for what is not of integers, IndexError for a known one out of bounds.
     """
-    size, known = x.shape[axis], known_values(index)
-    dtype = index.dtype if known is None else known.dtype
-    if known is not None and known.size == 0 and not isinstance(index, Tensor | np.ndarray):
-        known, dtype = known.astype(INDEX), INDEX  # an empty list has no type of its own
-    if dtype.kind not in "iu":
-        raise TypeError(f"{name}: positions are integers, not {dtype}: {describe(x.expr)}")
+    if isinstance(index, list | tuple) and not np.size(index):
+        index = np.asarray(index, INDEX)  # a list of nothing has no type of its own
+    t, size = array(name, index), x.shape[axis]
+    if t.dtype.kind not in "iu":
+        raise TypeError(f"{name}: positions are integers, not {t.dtype}: {describe(x.expr)}")
+    known = known_values(t)
     if known is None:
-        return apply(BOUNDED, cast(index, INDEX), size=size, what=f"{name}: axis {axis} of {describe(x.expr)}")
+        return apply(BOUNDED, cast(t, INDEX), size=size, what=f"{name}: axis {axis} of {describe(x.expr)}")
     for bad in known[(known < -size) | (known >= size)].flat:
         raise IndexError(f"{name}: index {bad} is out of bounds for axis {axis} of size {size}: {describe(x.expr)}")
     known = known.astype(INDEX)
@@ -203,12 +201,12 @@ def along_kernel(x: Any, index: Any, axis: int) -> Any:
 
 
 def add_along_kernel(x: Any, index: Any, axis: int, size: int) -> Any:
-    """A block of its transpose: on flat arrays, for which NumPy's `add.at` is fast (measured: 8 ns an element)."""
+    """A block of its transpose: every element is a line of its own to `add_lines`."""
     x, index = np.moveaxis(x, axis, -1), np.moveaxis(index, axis, -1)
     lines = np.arange(math.prod(x.shape[:-1]), dtype=INDEX).reshape(*x.shape[:-1], 1)
-    out = np.zeros(lines.size * size, x.dtype)
-    np.add.at(out, (lines * size + index).ravel(), x.ravel())
-    return np.moveaxis(out.reshape(*x.shape[:-1], size), -1, axis)
+    out = np.zeros((*x.shape[:-1], size), x.dtype)
+    add_lines(out.reshape(-1), (lines * size + index).ravel(), x.ravel())
+    return np.moveaxis(out, -1, axis)
 
 
 def whole(x: Tensor, axis: int) -> Tensor:

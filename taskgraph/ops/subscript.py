@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import dask.array as da
 import numpy as np
 
 from taskgraph.expr import Shape, describe
@@ -50,29 +51,32 @@ def _item(item: Item, x: Tensor) -> Item:
         return item
     if isinstance(item, int | np.integer) and not isinstance(item, bool):
         return int(item)
-    if isinstance(item, list):
+    given = type(item).__name__
+    if isinstance(item, list | tuple | range):
         if any(isinstance(i, Tensor) for i in item):
             raise TypeError("a list of tensors is no index; tg.stack makes one tensor of them")
         item = np.asarray(item, None if len(item) else INDEX)
-    if isinstance(item, np.ndarray | Tensor) and item.dtype.kind in "iub" and (item.ndim or item.dtype.kind != "b"):
-        return _array(item, x)
-    what = f"{type(item).__name__} of {item.dtype}" if isinstance(item, np.ndarray | Tensor) else type(item).__name__
+    if isinstance(item, np.ndarray | da.Array | Tensor):
+        if item.dtype.kind in "iu" or (item.dtype == bool and item.ndim):
+            return _array(as_tensor(item), x)
+        given = f"{given} of {item.ndim} dimensions and type {item.dtype}"
     raise TypeError(
-        f"a tensor takes integers, slices, None, Ellipsis, arrays of integers and known masks as indices, not {what}; "
+        f"a tensor takes integers, slices, None, Ellipsis, arrays of integers and known masks as indices, not {given}; "
         "tg.where selects by a condition"
     )
 
 
-def _array(item: Any, x: Tensor) -> Any:
-    known = known_values(item)
-    if known is None and item.dtype == bool:
+def _array(t: Tensor, x: Tensor) -> int | np.ndarray | Tensor:
+    """What is known of an array, a number where it has no dimensions; IndexError for a mask of which nothing is."""
+    known = known_values(t)
+    if known is None and t.dtype == bool:
         raise IndexError(
             f"how many elements of {describe(x.expr)} a computed mask selects is not known before it runs; "
             "tg.where(mask, x, 0) keeps the shape, x[mask.compute()] computes the mask first"
         )
-    if known is None or known.dtype == bool:
-        return item if known is None else known
-    return int(known) if known.ndim == 0 else known
+    if known is None:
+        return t
+    return known if known.ndim else int(known)
 
 
 def _is_array(item: Item) -> bool:
