@@ -186,8 +186,11 @@ def blocks_of(path: Path) -> list[Path]:
     ("damage", "says"),
     [
         (lambda p: p.unlink(), r"block \(1,\) of .* is missing"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-9] + b"x" + p.read_bytes()[-8:]), r"the block at \(3,\) of .* is damaged"),
-        (lambda p: p.write_bytes(p.read_bytes()[:5]), r"the block at \(3,\) of .* is damaged"),
+        (
+            lambda p: p.write_bytes(p.read_bytes()[:-9] + b"x" + p.read_bytes()[-8:]),
+            r"block at \(3,\) of .* is damaged",
+        ),
+        (lambda p: p.write_bytes(p.read_bytes()[:5]), r"block at \(3,\) of .* is damaged"),
         (lambda p: (p.parents[1] / "zarr.json").unlink(), "is damaged"),
     ],
     ids=["missing", "flipped", "short", "no metadata"],
