@@ -1,13 +1,14 @@
 # make demo   show the whole path on this machine
 # make test   lint, type-check and test
-# Both make the virtual environment first where it is not there.
+# make docs   write docs/derivatives.md anew, from the primitive table
+# Each makes the virtual environment first where it is not there.
 
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST := .venv-oldest
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint oldest bench clean
+.PHONY: demo test lint oldest bench docs clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/taskgraph demo $(ARGS)
@@ -26,6 +27,10 @@ oldest: $(OLDEST)/.test
 
 bench: $(VENV)/.test
 	for name in build_cost plugin_cost product gradient training_memory; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
+
+docs: $(VENV)/.test
+	$(VENV)/bin/taskgraph rules > docs/derivatives.md.new
+	mv docs/derivatives.md.new docs/derivatives.md
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

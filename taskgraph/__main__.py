@@ -1,4 +1,4 @@
-"""The command line: `taskgraph demo | run | info` (also `python -m taskgraph`)."""
+"""The command line: `taskgraph demo | run | info | rules` (also `python -m taskgraph`)."""
 
 from __future__ import annotations
 
@@ -105,6 +105,14 @@ def info(
     connection = _connection(scheduler, scheduler_file)
     cluster = None if connection else _cluster(cpus, gpus, emulated_gpus or 0, memory_limit)
     raise SystemExit(resolve("show_info")(connection, cluster))
+
+
+@main.command(short_help="Show which operations have derivative rules.")
+def rules() -> None:
+    """Show, as Markdown, which operations have derivative rules, and what they do at ties and singularities."""
+    from taskgraph.rules import rules as page
+
+    click.echo(page(), nl=False)
 
 
 def _cluster(cpus: int | None, gpus: str, emulated_gpus: int | None, memory_limit: str) -> dict[str, Any]:

@@ -38,6 +38,11 @@ def no_gradient(*_: Any, **__: Any) -> None:
     """The rule of an operation that is constant almost everywhere (comparisons, floor, argmax): an explicit zero."""
 
 
+def no_inputs(*_: Any, **__: Any) -> tuple[()]:
+    """The rule of what is made of no tensor: no pass has anything to hand on to it."""
+    return ()
+
+
 @dataclass(frozen=True, eq=False)
 class Primitive:
     """A row of the table; see the module's note for the meaning of its columns."""

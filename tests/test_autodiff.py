@@ -254,7 +254,12 @@ def test_a_network_of_200_layers() -> None:
             h = xp.tanh(xp.matmul(h, w)) + 0.1
         return xp.sum(h)
 
-    close(tg.grad(lambda ws: network(ws, tg))(weights), autograd.grad(lambda ws: network(ws, anp))(weights), 1e-9)
+    expected = autograd.grad(lambda ws: network(ws, anp))(weights)
+    close(tg.grad(lambda ws: network(ws, tg))(weights), expected, 1e-9)
+    close(tg.grad(tg.checkpoint(lambda ws: network(ws, tg)))(weights), expected, 1e-9)
+    moves = [A / (1 + n) for n in range(200)]
+    along = sum(np.sum(e * d) for e, d in zip(expected, moves, strict=True))
+    close(tg.jvp(lambda ws: network(ws, tg), (weights,), (moves,))[1], along, 1e-9)
 
 
 # -- define by run -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from taskgraph.device import parse_device
 from taskgraph.expr import Chunks, DType, Expr, Opaque, Shape, bind, pinned, serial
 from taskgraph.ops.arguments import integers, numeric
 from taskgraph.ops.elementwise import cast, where
-from taskgraph.primitives import Primitive, primitive
+from taskgraph.primitives import Primitive, no_gradient, no_inputs, primitive
 from taskgraph.tensor import Tensor, apply, as_tensor
 
 Result = tuple[Shape, DType, Chunks]
@@ -31,7 +31,7 @@ def _declared(shape: Shape, dtype: DType, chunks: Chunks, **_: Any) -> Result:
 
 def source(name: str, lower: Any) -> Primitive:
     """Enter a source: `lower(start, block_shape, shape=, dtype=, chunks=, ...)` makes a block as a NumPy array."""
-    return primitive(name, kind="source", infer=_declared, lower=lower, vjp=lambda ct, out, **_: (), jvp=None)
+    return primitive(name, kind="source", infer=_declared, lower=lower, vjp=no_inputs, jvp=no_inputs)
 
 
 def sizes(name: str, shape: Any) -> Shape:
@@ -301,7 +301,15 @@ def _infer_dask(array: Opaque) -> Result:
     return x.shape, x.dtype, x.chunks
 
 
-DASK = primitive("dask", kind="array", infer=_infer_dask, lower=lambda xp, array: array.value, flops=lambda node: 0)
+DASK = primitive(
+    "dask",
+    kind="array",
+    infer=_infer_dask,
+    lower=lambda xp, array: array.value,
+    vjp=no_inputs,
+    jvp=no_inputs,
+    flops=lambda node: 0,
+)
 
 
 def from_dask(x: da.Array, /) -> Tensor:
@@ -326,14 +334,16 @@ PART = primitive(
     kind="array",
     infer=lambda step, index, shape, dtype: (shape, dtype, single(shape)),
     lower=lambda xp, step, index, **_: step[index],
+    vjp=no_inputs,
+    jvp=no_inputs,
     flops=lambda node: 0,
 )
 
 
 # -- what comes later, and markers -------------------------------------------------------------------------------------
 
-PLACEHOLDER = primitive("placeholder", kind="source", infer=_declared)
-VARIABLE = primitive("variable", kind="source", infer=_declared)
+PLACEHOLDER = source("placeholder", lower=None)
+VARIABLE = source("variable", lower=None)
 
 
 def _identity(x: Expr, **_: Any) -> Result:
@@ -346,8 +356,8 @@ def _marker(name: str, passes_gradient: bool) -> Primitive:
         kind="elementwise",
         infer=_identity,
         lower=lambda xp, x, **_: x,
-        vjp=lambda ct, out, x, **_: (ct if passes_gradient else None,),
-        jvp=lambda ts, out, x, **_: ts[0] if passes_gradient else None,
+        vjp=(lambda ct, out, x, **_: (ct,)) if passes_gradient else no_gradient,
+        jvp=(lambda ts, out, x, **_: ts[0]) if passes_gradient else no_gradient,
         flops=lambda node: 0,
     )
 
@@ -401,7 +411,7 @@ def result(t: Tensor, wants_gradient: bool, beside: Tensor) -> Tensor:
 
 
 def stop_gradient(x: Any, /) -> Tensor:
-    """The values of `x`, as a constant to `backward` and `gradients`."""
+    """The values of `x`, as a constant to derivatives in both modes."""
     return Tensor(apply(STOP, as_tensor(x)).expr)
 
 

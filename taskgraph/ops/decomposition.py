@@ -238,8 +238,9 @@ SVD = primitive(
 def svd(x: Any, /, *, full_matrices: bool = False) -> SVDResult:
     """x = U @ diag(S) @ Vh with U (..., m, k), S (..., k) descending, Vh (..., k, n), k = min(m, n).
 
-    full_matrices: False alone (the standard's default is True, whose further vectors are arbitrary and have no
-    derivative). Raises ValueError for True and for what has less than two axes.
+    full_matrices: False alone (the standard's default is True, whose further vectors are arbitrary). The vectors have a
+    derivative where the singular values differ and are not zero, and are known up to their signs. Raises ValueError for
+    True and for what has less than two axes.
     """
     if full_matrices:
         raise ValueError("svd: full_matrices=True is not supported, the vectors beyond the first k are arbitrary")

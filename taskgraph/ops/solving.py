@@ -157,8 +157,8 @@ SLOGDET = primitive(
 def cholesky(x: Any, /, *, upper: bool = False) -> Tensor:
     """The lower factor L of x = L L' (the upper one of x = U' U), for symmetric positive definite x (..., n, n).
 
-    Only the triangle asked for is read. Raises ValueError where x is not square, at run LinAlgError where a matrix is
-    not positive definite.
+    Only the triangle asked for is read; the derivative is that along symmetric matrices. Raises ValueError where x is
+    not square, at run LinAlgError where a matrix is not positive definite.
 
     >>> import taskgraph as tg
     >>> tg.linalg.cholesky(tg.asarray([[4.0, 2.0], [2.0, 5.0]])).compute()
