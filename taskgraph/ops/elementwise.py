@@ -417,8 +417,8 @@ WHERE = primitive(
 def where(condition: Any, x1: Any, x2: Any, /) -> Tensor:
     """Elements of `x1` where `condition` is true, of `x2` elsewhere; the three broadcast.
 
-    The gradient of the branch that is not taken is zero, but in reverse mode a derivative that is not finite there makes
-    NaN through `0 * inf`: guard the argument of the unsafe function, too (`where(x > 0, log(where(x > 0, x, 1)), 0)`).
+    The gradient of the branch that is not taken is zero, but in reverse mode an infinite derivative there makes NaN
+    through `0 * inf`: guard the argument of the unsafe function, too (`where(x > 0, log(where(x > 0, x, 1)), 0)`).
     """
     pick = cast(array("where", condition), np.dtype(bool))
     return apply(WHERE, pick, *_alike("where", x1, x2))
