@@ -8,9 +8,15 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dask
 import pytest
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from deploy.local import LocalCluster
 
 #: Where every process that a test starts writes the errors that Dask logs, besides its stderr.
 ERRORS = Path(tempfile.gettempdir()) / f"taskgraph-test-errors-{os.getpid()}.log"
@@ -66,6 +72,24 @@ def no_logged_exception(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail("exceptions were logged in other processes:\n" + "\n".join(elsewhere), pytrace=False)
     if kept.records and not request.node.get_closest_marker("logs_errors"):
         pytest.fail("errors were logged:\n" + "\n".join(r.getMessage() for r in kept.records), pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[LocalCluster]:
+    """Two CPU workers, for all tests of a file."""
+    from deploy.local import LocalCluster
+
+    with LocalCluster(cpu_workers=2, gpus=0, dashboard_address=None) as local:
+        yield local
+
+
+@pytest.fixture
+def cluster(workers: LocalCluster) -> Iterator[Client]:
+    """A client of theirs, in force for one test: the others run on the local scheduler."""
+    from distributed import Client
+
+    with Client(workers) as client:
+        yield client
 
 
 @pytest.hookimpl(wrapper=True)

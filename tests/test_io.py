@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,23 +23,10 @@ import zarr
 from distributed import Client, futures_of
 
 import taskgraph as tg
-from deploy.local import LocalCluster
 from taskgraph.ops import files
 from taskgraph.tensor import Tensor
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[LocalCluster]:
-    with LocalCluster(cpu_workers=2, gpus=0, dashboard_address=None) as local:
-        yield local
-
-
-@pytest.fixture
-def cluster(workers: LocalCluster) -> Iterator[Client]:
-    with Client(workers) as client:
-        yield client
 
 
 def same_bits(a: Any, b: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -20,24 +20,10 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 
 import taskgraph as tg
-from deploy.local import LocalCluster
 from taskgraph import optim
 
 Arrays = list[np.ndarray]
 Step = Callable[[int, Arrays, Arrays], Arrays]
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[LocalCluster]:
-    with LocalCluster(cpu_workers=2, gpus=0, dashboard_address=None) as local:
-        yield local
-
-
-@pytest.fixture
-def cluster(workers: LocalCluster) -> Iterator[Client]:
-    """In force for one test: the others run on the local scheduler."""
-    with Client(workers) as client:
-        yield client
 
 
 # -- optimizers --------------------------------------------------------------------------------------------------------
