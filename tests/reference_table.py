@@ -11,12 +11,12 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import autograd.numpy as anp
 import numpy as np
-from autograd.tracer import getval
 from hypothesis import strategies as st
+from theirs import THEIRS, diagonal
 
 import taskgraph as tg
 
@@ -28,58 +28,6 @@ SIZES = (1, 2, 2, 3, 3, 4, 5)
 LARGEST = 200  # elements of a value: what is tested are rules, not sizes
 #: How near to a kink or a tie a value may be: rounding must not take it to the other side.
 NEAR = 1e-5
-
-
-# -- autograd under the array API's names ------------------------------------------------------------------------------
-
-
-def _products_of_first(x: Any, axis: int) -> Any:
-    lines = [x[(slice(None),) * axis + (i,)] for i in range(x.shape[axis])]
-    return anp.stack(list(itertools.accumulate(lines, lambda a, b: a * b)), axis=axis)
-
-
-def _flip(x: Any, axis: int) -> Any:
-    return x[(slice(None),) * (axis % x.ndim) + (slice(None, None, -1),)]
-
-
-def _roll(x: Any, shift: Any, axis: Any) -> Any:
-    for s, a in zip(*map(np.atleast_1d, (shift, axis)), strict=True) if isinstance(shift, tuple) else [(shift, axis)]:
-        x = anp.roll(x, s, a)
-    return x
-
-
-def _where(condition: Any, *branches: Any) -> Any:
-    zeros = np.zeros(np.broadcast_shapes(*[np.shape(getval(x)) for x in (condition, *branches)]))
-    return anp.where(condition, *[x + zeros for x in branches])  # its own rule does not undo broadcasting
-
-
-def _diagonal(x: Any, k: int) -> Any:
-    i = np.arange(min(x.shape[-2] + min(k, 0), x.shape[-1] - max(k, 0)))
-    return x[..., i - min(k, 0), i + max(k, 0)]
-
-
-class _Theirs:
-    """Autograd's NumPy; what it names otherwise, or has no rule for, in terms of what it has."""
-
-    names: ClassVar[dict[str, Function]] = {
-        "acos": anp.arccos, "acosh": anp.arccosh, "asin": anp.arcsin, "asinh": anp.arcsinh, "atan": anp.arctan,
-        "atanh": anp.arctanh, "atan2": anp.arctan2, "pow": anp.power, "round": anp.rint, "positive": lambda x: x,
-        "concat": lambda xs, axis: anp.concatenate(xs, axis=axis), "flip": _flip, "roll": _roll, "where": _where,
-        "permute_dims": lambda x, axes: anp.transpose(x, axes), "matrix_transpose": lambda x: anp.swapaxes(x, -1, -2),
-        "broadcast_to": lambda x, shape: x + np.zeros(shape),
-        "logsumexp": lambda x, **how: anp.log(anp.sum(anp.exp(x), **how)),
-        "cumulative_sum": lambda x, axis: anp.cumsum(x, axis=axis), "cumulative_prod": _products_of_first,
-        "diff": lambda x, axis, n: anp.diff(x, n=n, axis=axis),
-        "var": lambda x, correction, **how: anp.var(x, ddof=correction, **how),
-        "std": lambda x, correction, **how: anp.std(x, ddof=correction, **how),
-        "vecdot": lambda a, b: anp.sum(a * b, axis=-1), "stop_gradient": getval,
-    }  # fmt: skip
-
-    def __getattr__(self, name: str) -> Any:
-        return self.names[name] if name in self.names else getattr(anp, name)
-
-
-THEIRS = _Theirs()
 
 
 # -- which arrays an operation takes -----------------------------------------------------------------------------------
@@ -237,6 +185,22 @@ def an_index(draw: Draw, x: np.ndarray) -> dict[str, Any]:
     if items[-1] == slice(None):
         items[-1] = Ellipsis
     return {"index": tuple(items)}
+
+
+def places(draw: Draw, x: np.ndarray) -> dict[str, Any]:
+    """Positions along an axis, some of them twice."""
+    axis = draw(st.integers(0, x.ndim - 1))
+    return {"index": _integers(draw, x.shape[axis], (draw(st.integers(1, 5)),)), "axis": axis}
+
+
+def places_for_each(draw: Draw, x: np.ndarray) -> dict[str, Any]:
+    axis = draw(st.integers(0, x.ndim - 1))
+    shape = tuple(draw(st.integers(1, 4)) if a == axis else n for a, n in enumerate(x.shape))
+    return {"index": _integers(draw, x.shape[axis], shape), "axis": axis}
+
+
+def _integers(draw: Draw, end: int, shape: Shape) -> np.ndarray:
+    return np.random.default_rng(draw(st.integers(0, 2**16))).integers(0, end, shape)
 
 
 def a_shape(draw: Draw, x: np.ndarray) -> dict[str, Any]:
@@ -442,6 +406,18 @@ SHAPES = [
     op("triu", matrices, f=lambda xp, x, k: xp.triu(x, k=k), how=an_offset),
 ]  # fmt: skip
 
+#: Those that are there: `take` and what goes with it came later than the table.
+PLACES = [
+    o for o in (
+        op("take", array, f=lambda xp, x, index, axis: xp.take(x, index, axis=axis), how=places),
+        op("take_along_axis", array, f=lambda xp, x, index, axis: xp.take_along_axis(x, index, axis=axis),
+           how=places_for_each),
+        op("sort", array, how=lambda draw, x: an_axis(draw, x) | {"descending": draw(st.booleans())}, when=apart),
+        op("pad", array, f=lambda xp, x, width: xp.pad(x, width, mode="constant"),
+           how=lambda draw, x: {"width": [(draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in x.shape]}),
+    ) if hasattr(tg, o.name)
+]  # fmt: skip
+
 PRODUCTS = [
     op("matmul", array, times),
     op("matmul, transposed left", matrices, shaped(lambda a: (a[-2], None)),
@@ -468,7 +444,7 @@ PRODUCTS = [
 LINALG = [
     *[op(n, matrices, ours=lambda x, k, n=n: getattr(tg.linalg, n)(x, offset=k), how=an_offset, theirs=f,
          when=lambda x, k: -x.shape[-2] < k < x.shape[-1])
-      for n, f in (("diagonal", _diagonal), ("trace", lambda x, k: anp.sum(_diagonal(x, k), axis=-1)))],
+      for n, f in (("diagonal", diagonal), ("trace", lambda x, k: anp.sum(diagonal(x, k), axis=-1)))],
     op("cholesky", square, f=lambda xp, x: xp.linalg.cholesky(_definite(xp, x))),
     op("solve", square, shaped(lambda a: (*a[:-1], None)), f=lambda xp, a, b: xp.linalg.solve(_regular(xp, a), b)),
     op("inv", square, f=lambda xp, x: xp.linalg.inv(_regular(xp, x))),
@@ -486,4 +462,12 @@ LINALG = [
        when=_tall),
 ]  # fmt: skip
 
-OPS = [*ELEMENTWISE, *REDUCTIONS, *SHAPES, *PRODUCTS, *LINALG]
+#: By way of complex numbers, which came later than the table.
+COMPLEX = [
+    op("convolution", array, alike, f=lambda xp, x, y: xp.real(xp.fft.ifft(xp.fft.fft(x) * xp.fft.fft(y)))),
+    op("imaginary part", array, alike, f=lambda xp, x, y: xp.imag(xp.exp(x + 1j * y))),
+    op("power spectrum", array, f=lambda xp, x: xp.abs(xp.fft.fft(x) + 0.3j) ** 2),
+    op("conj of complex", array, alike, f=lambda xp, x, y: xp.real(xp.conj(x + 1j * y) * (y + 1j * x * x))),
+] if hasattr(tg, "fft") else []  # fmt: skip
+
+OPS = [*ELEMENTWISE, *REDUCTIONS, *SHAPES, *PLACES, *PRODUCTS, *LINALG, *COMPLEX]
