@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from ops_table import CASES
+from ops_table import CASES, WITHOUT_CASES
 
 import taskgraph as tg
 from autodiff.forward import tangents
@@ -56,8 +56,8 @@ def test_what_is_refused_raises_and_names_the_primitive(monkeypatch: pytest.Monk
 
 
 def test_what_is_zero_gives_zeros() -> None:
-    zero = [row.name for row in TABLE.values() if said(row.vjp) == "zero"]
-    assert {"floor", "sign", "argmax", "all", "stop_gradient"} <= set(zero)
+    zero = [row.name for row in TABLE.values() if said(row.vjp) == "zero" and row.name not in WITHOUT_CASES]
+    assert {"floor", "argmax", "all", "stop_gradient"} <= set(zero)
     for name in zero:
         reverse, forward = derivatives(name)
         moved = forward()
