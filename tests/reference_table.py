@@ -465,6 +465,8 @@ LINALG = [
 #: By way of complex numbers, which came later than the table.
 COMPLEX = [
     op("convolution", array, alike, f=lambda xp, x, y: xp.real(xp.fft.ifft(xp.fft.fft(x) * xp.fft.fft(y)))),
+    op("convolution of real numbers", array, alike, when=lambda x, y: x.shape[-1] % 2 == 0,
+       f=lambda xp, x, y: xp.fft.irfft(xp.fft.rfft(x) * xp.fft.rfft(y), n=x.shape[-1])),
     op("imaginary part", array, alike, f=lambda xp, x, y: xp.imag(xp.exp(x + 1j * y))),
     op("power spectrum", array, f=lambda xp, x: xp.abs(xp.fft.fft(x) + 0.3j) ** 2),
     op("conj of complex", array, alike, f=lambda xp, x, y: xp.real(xp.conj(x + 1j * y) * (y + 1j * x * x))),
