@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,16 @@ def test_every_row_stands_on_the_page() -> None:
 
 
 def derivatives(name: str) -> list[Callable[[], Any]]:
-    """Reverse and forward mode through the row of that name alone, with what stands before and behind it."""
-    case = next(c for c in CASES if c.primitive == name)
-    arrays = case.inputs(np.random.default_rng(0))
-    # an input by way of a floating point one that is differentiated
-    t = tg.asarray(0.5)
-    xs = [tg.asarray(a) + (tg.astype(t, a.dtype) if a.dtype.kind in "fc" else 0) for a in arrays]
-    y = case.ours(*xs)
-    y = y if y.dtype.kind == "f" else tg.astype(y, float)
-    return [lambda: tg.gradients(y, t), lambda: tangents([y], [t], [tg.asarray(1.0)])[0]]
+    """Reverse and forward mode through the row of that name, where it comes last; none where no case is so."""
+    for case in (c for c in CASES if c.primitive == name):
+        t = tg.asarray(0.5)  # the inputs depend on a floating point number that is differentiated
+        arrays = case.inputs(np.random.default_rng(0))
+        xs = [tg.asarray(a) + (tg.astype(t, a.dtype) if a.dtype.kind in "fc" else 0) for a in arrays]
+        y = case.ours(*xs)
+        if y.expr.op.name == name:
+            y = y if y.dtype.kind == "f" else tg.astype(y, float)
+            return [partial(tg.gradients, y, t), lambda y=y, t=t: tangents([y], [t], [tg.asarray(1.0)])[0]]
+    return []
 
 
 def test_what_is_refused_raises_and_names_the_primitive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,16 +52,16 @@ def test_what_is_refused_raises_and_names_the_primitive(monkeypatch: pytest.Monk
         refused = [row.name for row in TABLE.values() if getattr(row, name) is None]
         assert "sin" in refused
         for row in refused:
-            with pytest.raises(NotImplementedError, match=f"'{row}'|complex"):
-                derivatives(row)[mode]()
+            for derivative in derivatives(row)[mode : mode + 1]:
+                with pytest.raises(NotImplementedError, match=f"'{row}'|complex"):
+                    derivative()
     assert "| `sin` | elementwise | refused | refused |" in rules()
 
 
 def test_what_is_zero_gives_zeros() -> None:
     zero = [row.name for row in TABLE.values() if said(row.vjp) == "zero" and row.name not in WITHOUT_CASES]
     assert {"floor", "argmax", "all", "stop_gradient"} <= set(zero)
-    for name in zero:
-        reverse, forward = derivatives(name)
+    for reverse, forward in filter(None, map(derivatives, zero)):
         moved = forward()
         assert reverse().compute(scheduler="synchronous") == 0.0
         assert moved is None or not moved.compute(scheduler="synchronous").any()
