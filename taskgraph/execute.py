@@ -20,6 +20,7 @@ from taskgraph.passes import simplify
 from taskgraph.plan import Plan
 from taskgraph.plan import plan as plan_products
 from taskgraph.primitives import find
+from taskgraph.reassociate import flops, reassociate
 from taskgraph.spec import validate
 from taskgraph.upward import resolve
 
@@ -52,7 +53,14 @@ def with_values(exprs: Sequence[Expr], fed: Mapping[Expr, Expr] | None = None) -
 
 def planned(exprs: Sequence[Expr], machine: Machine) -> Plan:
     """The plan of some expressions on a machine: what a run follows."""
-    return plan_products(validate(simplify(validate(exprs))), machine)
+    return plan_products(rewritten(exprs), machine)
+
+
+def rewritten(exprs: Sequence[Expr]) -> tuple[Expr, ...]:
+    """The expressions with all that is done to them before the plan."""
+    before = validate(simplify(validate(exprs)))
+    after = validate(reassociate(before))
+    return before if after == before else validate(simplify(after))
 
 
 def planned_chunks(expr: Expr, scheduler: Any = None) -> Chunks:
@@ -267,9 +275,12 @@ def to_dask(expr: Expr) -> da.Array:
 
 
 def explain(exprs: Sequence[Expr], machine: Machine | None = None) -> str:
-    """What a run would do: the plan of the products, and the tasks of each device class."""
-    graph = lowered(with_values(exprs), machine or machine_of(_client_of()))
+    """What a run would do: the plan of the products, whether they stand as written, the tasks of each device class."""
+    values = with_values(exprs)
+    graph = lowered(values, machine or machine_of(_client_of()))
     from taskgraph.show import tasks_per_kind
 
     counts = ", ".join(f"{n} on {kind} workers" for kind, n in sorted(tasks_per_kind(graph).items()))
-    return f"{graph.plan.summary()}\n  tasks: {counts}"
+    as_written, now = flops(simplify(values)), flops(graph.plan.roots)
+    reordered = f"\n  products reassociated: {as_written / 1e9:.3g} GFLOP as written, {now / 1e9:.3g} to do"
+    return f"{graph.plan.summary()}{reordered if now < as_written else ''}\n  tasks: {counts}"

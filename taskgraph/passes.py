@@ -14,8 +14,8 @@ from taskgraph.plan import Plan, relayout
 
 def simplify(roots: Sequence[Expr]) -> tuple[Expr, ...]:
     """Drop what does nothing (markers, factors of one, reshapes of reshapes) and turn transposes of a product's
-    operands into its flags, and those of products themselves. But for the last, values keep every bit."""
-    return _transposed_products(rewrite(roots, _simpler))
+    operands into its flags. Values keep every bit."""
+    return rewrite(roots, _simpler)
 
 
 def _simpler(node: Expr, inputs: tuple[Expr, ...]) -> Expr:
@@ -87,24 +87,6 @@ def _fold_transposes(node: Expr, inputs: tuple[Expr, ...]) -> Expr | None:
         return None
     with pinned(node.device), labelled(node.label):
         return bind(node.op, *operands, ta=flags[0], tb=flags[1])
-
-
-def _transposed_products(roots: Sequence[Expr]) -> tuple[Expr, ...]:
-    """(a @ b).T, where nothing else needs a @ b, as b.T @ a.T, with flags: so ends the gradient of x.T @ y."""
-    order = topological(roots)
-    users, ends = consumers(order), set(roots)
-
-    def rule(node: Expr, inputs: tuple[Expr, ...]) -> Expr:
-        old, new = (node.inputs[0], inputs[0]) if node.op.name == "permute_dims" else (node, node)
-        if old is node or old.op.kind != "product" or len(users[old]) > 1 or old in ends or node.device != old.device:
-            return with_inputs(node, inputs)
-        if node.params["axes"] != (*range(old.ndim - 2), old.ndim - 1, old.ndim - 2):
-            return with_inputs(node, inputs)
-        (a, b), flags = new.inputs, new.params
-        with pinned(new.device), labelled(new.label):
-            return bind(new.op, b, a, ta=not flags["tb"], tb=not flags["ta"])
-
-    return rewrite(roots, rule) if any(n.op.name == "permute_dims" for n in order) else tuple(roots)
 
 
 _RULES: Mapping[str, Callable[[Expr, tuple[Expr, ...]], Expr | None]] = {
