@@ -58,9 +58,7 @@ def planned(exprs: Sequence[Expr], machine: Machine) -> Plan:
 
 def rewritten(exprs: Sequence[Expr]) -> tuple[Expr, ...]:
     """The expressions with all that is done to them before the plan."""
-    before = validate(simplify(validate(exprs)))
-    after = validate(reassociate(before))
-    return before if after == before else validate(simplify(after))
+    return validate(reassociate(validate(simplify(validate(exprs)))))
 
 
 def planned_chunks(expr: Expr, scheduler: Any = None) -> Chunks:

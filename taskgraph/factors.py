@@ -7,7 +7,7 @@ top is a product, a transposed product, a sum or a mean of one over rows or colu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -214,7 +214,9 @@ class Reader:
             x = scaling[0] if scaling else x.inputs[0]
         if x.op.kind != "product" or x.device != top.device or x in self.ends:
             return None
-        return x if self.is_alone(x) or all(is_reduction(u) and u.device == x.device for u in self.users[x]) else None
+        if self.is_alone(x) or x in self.opened:
+            return x
+        return x if all(is_reduction(u) and u.device == x.device for u in self.users[x]) else None
 
     def _read(self, chain: Chain, start: Expr) -> None:
         """Fill in what the chain is made of, left to right; no recursion, chains may be long."""
@@ -290,14 +292,14 @@ class Reader:
         users = self.users[node]
         if node in self.ends or len(users) < 2:
             return False
-        return all(u.op.kind == "product" and u.device == node.device for u in users)
+        return all((u.op.kind == "product" or is_reduction(u)) and u.device == node.device for u in users)
 
     def _try(self, node: Expr, chains: dict[Expr, Chain], flops: dict[Expr, int]) -> None:
-        tops = list(dict.fromkeys(self._tops(node, chains)))
-        now = flops[node] + sum(flops[t] for t in tops)
+        tops = self._tops(node, chains)
+        now = flops[node] + sum(flops.get(t, 0) for t in tops)
         self.opened.add(node)
         changed = {t: chain for t in tops if (chain := self.chain(t)) is not None}
-        if max(len(c.factors) for c in changed.values()) <= LONGEST_OPENED:
+        if len(changed) == len(tops) and max(len(c.factors) for c in changed.values()) <= LONGEST_OPENED:
             then = {t: c.flops() for t, c in changed.items()}
             if sum(then.values()) < now:
                 flops |= then
@@ -306,19 +308,19 @@ class Reader:
                 return
         self.opened.remove(node)
 
-    def _tops(self, node: Expr, chains: dict[Expr, Chain]) -> Iterator[Expr]:
-        """The tops of the chains in which the product is a factor."""
-        for user in self.users[node]:
-            at = user
-            seen = {node}
-            stack = [at]
-            while stack:
-                at = stack.pop()
-                if at in chains and at not in self.opened:
-                    yield at
-                elif at not in seen:
-                    seen.add(at)
-                    stack += self.users[at]
+    def _tops(self, node: Expr, chains: dict[Expr, Chain]) -> list[Expr]:
+        """The tops of the chains that take the product as a factor, and the reductions of it."""
+        found: dict[Expr, None] = {}
+        seen: set[Expr] = set()
+        stack = list(self.users[node])
+        while stack:
+            x = stack.pop()
+            if x in chains or is_reduction(x):
+                found[x] = None
+            elif x not in seen:
+                seen.add(x)
+                stack += self.users[x]
+        return list(found)
 
 
 #: How often all shared products are looked at, and how long a chain may become by opening them (chosen: a gradient

@@ -24,18 +24,32 @@ import numpy as np
 from taskgraph.chains import Interval, Size, best_order, costs, postorder, together
 from taskgraph.expr import Chunks, Expr, Shape, bind, labelled, pinned, topological, with_inputs
 from taskgraph.factors import Chain, Factor, Reader, Scaling, on_diagonal, sums_exactly
+from taskgraph.passes import simplify
 from taskgraph.primitives import find
+
+#: How often the graph is gone over, as long as something changes: what became a sum in one round is summed sooner in
+#: the next. (Chosen: the gradient of a sum of a linear network of any depth needs three.)
+ROUNDS = 4
 
 
 def reassociate(roots: Sequence[Expr]) -> tuple[Expr, ...]:
-    """The graph with its products rewritten, of the same shapes, types and blocks; as it is where
+    """A simplified graph with its products rewritten, of the same shapes, types and blocks; as it is where
     `dask.config.set({"taskgraph.reassociate": False})` says so, since other orders round otherwise."""
-    if not dask.config.get("taskgraph.reassociate", True):
-        return tuple(roots)
+    roots = tuple(roots)
+    if dask.config.get("taskgraph.reassociate", True):
+        for _ in range(ROUNDS):
+            before, roots = roots, _all_rebuilt(roots)
+            if roots == before:
+                break
+            roots = simplify(roots)
+    return roots
+
+
+def _all_rebuilt(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
     reader = Reader(roots)
     chains = reader.open_shared(reader.chains())
     if not chains:
-        return tuple(roots)
+        return roots
     new: dict[Expr, Expr] = {}
     for node in reader.order:
         chain = chains.get(node)

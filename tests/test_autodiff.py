@@ -15,10 +15,9 @@ from dask.callbacks import Callback
 
 import taskgraph as tg
 from taskgraph import tree
-from taskgraph.execute import planned
+from taskgraph.execute import planned, rewritten
 from taskgraph.expr import Expr, topological
 from taskgraph.machine import Device, Machine
-from taskgraph.passes import simplify
 from taskgraph.primitives import TABLE
 
 Pair = namedtuple("Pair", "w b")
@@ -45,7 +44,7 @@ def close(found: Any, expected: Any, tolerance: float = 1e-10) -> None:
 
 
 def nodes(*tensors: tg.Tensor) -> list[Expr]:
-    return topological(simplify([t.expr for t in tensors]))
+    return topological(rewritten([t.expr for t in tensors]))
 
 
 # -- values against autograd -------------------------------------------------------------------------------------------
@@ -474,7 +473,7 @@ def test_a_pin_covers_the_gradient() -> None:
         with tg.device("gpu"):
             c = tg.tanh(a @ b)
         with tg.device("cpu"):
-            return tg.sum(c @ b)
+            return tg.sum(tg.tanh(c @ b))
 
     value, grads = tg.value_and_grad(f, (0, 1))(tg.randn(64, 64), tg.randn(64, 64))
     made = [n for n in products(value, *grads) if n.label == "matmul-grad"]
@@ -494,12 +493,13 @@ def test_what_was_put_on_a_device_has_its_gradient_there() -> None:
     assert [(t + 1).device for t in (out, pullback(tg.asarray(U).to("gpu"))[0])] == ["gpu", "gpu"]
 
 
+@pytest.mark.parametrize("is_linear", [False, True])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_flops_of_value_and_gradient_are_three_times_those_of_the_value(depth: int) -> None:
+def test_flops_of_value_and_gradient_are_three_times_those_of_the_value(depth: int, is_linear: bool) -> None:
     def chain(x: Any, ws: Any) -> Any:
         for w in ws:
             x = x @ w
-        return tg.sum(x)
+        return tg.sum(x if is_linear else tg.tanh(x))
 
     args = tg.randn(96, 64), [tg.randn(64, 64) for _ in range(depth)]
     value, grads = tg.value_and_grad(chain, (0, 1))(*args)
@@ -507,7 +507,8 @@ def test_flops_of_value_and_gradient_are_three_times_those_of_the_value(depth: i
     def flops(*tensors: tg.Tensor) -> int:
         return sum(n.op.flops(n) for n in products(*tensors))
 
-    assert flops(value, *[g for _, g in tree.with_paths(grads)]) / flops(value) == 3.0
+    ratio = flops(value, *[g for _, g in tree.with_paths(grads)]) / flops(value)
+    assert ratio <= 3.0 if is_linear else ratio == 3.0  # of a sum of products, no product is formed
     held, grads = tg.value_and_grad(tg.checkpoint(chain), (0, 1))(*args)
     counted = flops(held, *[g for _, g in tree.with_paths(grads)]) / flops(value)
     assert counted == 4.0 - 1.0 / depth  # once more, but for the last product, which no gradient needs

@@ -463,9 +463,9 @@ def test_summary() -> None:
 
 
 def test_explain() -> None:
-    t = tg.ones((512, 512), chunks=256) @ tg.ones((512, 512), chunks=256)
+    t = tg.randn((512, 512), chunks=256) @ tg.randn((512, 512), chunks=256)
     text = (t + 1).explain(machine(cpus=[(10.0, 1)] * 2, link_bytes_per_s=1e11))
-    assert "(512, 512) @ (512, 512) float64" in text
+    assert "(512, 512) @ (512, 512) float32" in text
     assert text.splitlines()[-1].startswith("  tasks: ")
     assert text.endswith("on cpu workers")
 
