@@ -469,11 +469,13 @@ def test_hessian_products_are_labelled_and_flagged_too() -> None:
 
 
 def test_a_pin_covers_the_gradient() -> None:
+    weights = tg.randn(64, 64)
+
     def f(a: Any, b: Any) -> Any:
         with tg.device("gpu"):
             c = tg.tanh(a @ b)
         with tg.device("cpu"):
-            return tg.sum(tg.tanh(c @ b))
+            return tg.sum(c @ b * weights)
 
     value, grads = tg.value_and_grad(f, (0, 1))(tg.randn(64, 64), tg.randn(64, 64))
     made = [n for n in products(value, *grads) if n.label == "matmul-grad"]
@@ -493,22 +495,27 @@ def test_what_was_put_on_a_device_has_its_gradient_there() -> None:
     assert [(t + 1).device for t in (out, pullback(tg.asarray(U).to("gpu"))[0])] == ["gpu", "gpu"]
 
 
-@pytest.mark.parametrize("is_linear", [False, True])
+@pytest.mark.parametrize("is_sum", [False, True])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_flops_of_value_and_gradient_are_three_times_those_of_the_value(depth: int, is_linear: bool) -> None:
+def test_flops_of_value_and_gradient_are_three_times_those_of_the_value(depth: int, is_sum: bool) -> None:
+    weights = tg.randn(48, 64)
+
     def chain(x: Any, ws: Any) -> Any:
         for w in ws:
             x = x @ w
-        return tg.sum(x if is_linear else tg.tanh(x))
+        return tg.sum(x if is_sum else x * weights)
 
-    args = tg.randn(96, 64), [tg.randn(64, 64) for _ in range(depth)]
+    args = tg.randn(48, 64), [tg.randn(64, 64) for _ in range(depth)]
     value, grads = tg.value_and_grad(chain, (0, 1))(*args)
 
     def flops(*tensors: tg.Tensor) -> int:
         return sum(n.op.flops(n) for n in products(*tensors))
 
     ratio = flops(value, *[g for _, g in tree.with_paths(grads)]) / flops(value)
-    assert ratio <= 3.0 if is_linear else ratio == 3.0  # of a sum of products, no product is formed
+    if is_sum:  # no product of matrices is formed
+        assert ratio <= 3.0
+        return
+    assert ratio == 3.0
     held, grads = tg.value_and_grad(tg.checkpoint(chain), (0, 1))(*args)
     counted = flops(held, *[g for _, g in tree.with_paths(grads)]) / flops(value)
     assert counted == 4.0 - 1.0 / depth  # once more, but for the last product, which no gradient needs
