@@ -51,10 +51,12 @@ def _all_rebuilt(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
     if not chains:
         return roots
     new: dict[Expr, Expr] = {}
+    products: set[Expr] = set()
     for node in reader.order:
-        chain = chains.get(node)
-        found = None if chain is None else _rebuilt(chain, [Factor(new[f.node], f.turned) for f in chain.factors], new)
+        found = _rebuilt(chains[node], new, products) if node in chains else None
         new[node] = with_inputs(node, tuple([new[i] for i in node.inputs])) if found is None else found
+        if new[node].op.kind == "product":
+            products.add(new[node])
     return tuple(new[r] for r in roots)
 
 
@@ -90,9 +92,14 @@ def gram_flops(node: Expr) -> int:
 
 @dataclass(slots=True)
 class _Work:
-    """A chain on its way: what is left of its factors, what multiplies it, and whether something was done to it."""
+    """A chain on its way: what is left of its factors, what multiplies it, and whether something was done to it.
+
+    new: what stands for the graph's expressions so far; products: those that were made so far.
+    """
 
     chain: Chain
+    new: dict[Expr, Expr]
+    products: set[Expr]
     factors: list[Factor]
     kept: list[int]
     number: Any = 1
@@ -104,9 +111,10 @@ class _Work:
         return self.chain.product.dtype
 
 
-def _rebuilt(chain: Chain, factors: list[Factor], new: dict[Expr, Expr]) -> Expr | None:
+def _rebuilt(chain: Chain, new: dict[Expr, Expr], products: set[Expr]) -> Expr | None:
     """What stands for a chain, None where it stays."""
-    w = _Work(chain, factors, list(range(len(factors))), changed=chain.kind != "product")
+    factors = [Factor(new[f.node], f.turned) for f in chain.factors]
+    w = _Work(chain, new, products, factors, list(range(len(factors))), changed=chain.kind != "product")
     with pinned(chain.product.device), labelled(None):
         if sums_exactly(w.dtype):
             _without_diagonals(w)
@@ -114,21 +122,22 @@ def _rebuilt(chain: Chain, factors: list[Factor], new: dict[Expr, Expr]) -> Expr
         sizes = [f.size for f in w.factors]
         written, made = _restricted(chain, w.kept)
         if chain.kind == "diagonal" and len(sizes) > 1:
-            return _fitted(w, _diagonal(w, sizes, written, made, new))
+            return _fitted(w, _diagonal(w, sizes, written, made))
         _, order = best_order(sizes, written) if len(sizes) > 1 else (0, written)
         places = _places(w, sizes, order, is_same=not w.changed and order is written)
         if places is None:
             return None
-        y = _multiplied(w, order, made, places, new, (0, len(sizes) - 1))
+        y = _multiplied(w, order, made, places, (0, len(sizes) - 1))
         if chain.kind == "diagonal":
-            y = Factor(with_inputs(chain.top, (_off_zeros(chain.top.inputs[0], _upright(y), new),)), False)
+            y = Factor(with_inputs(chain.top, (_off_zeros(w, _upright(y)),)), False)
         return _fitted(w, _upright(y))
 
 
-def _off_zeros(where: Expr, y: Expr, new: dict[Expr, Expr]) -> Expr:
-    """Another value on the diagonal of the zeros that `where` puts off it."""
+def _off_zeros(w: _Work, y: Expr) -> Expr:
+    """The operand of a diagonal with other values, and zeros off them."""
+    where = w.chain.top.inputs[0]
     condition, _, zero = where.inputs
-    return with_inputs(where, (new[condition], _repeated(y, where.shape, where.chunks), new[zero]))
+    return with_inputs(where, (w.new[condition], _repeated(y, where.shape, where.chunks), w.new[zero]))
 
 
 def _restricted(chain: Chain, kept: Sequence[int]) -> tuple[dict[Interval, int], dict[Interval, Expr]]:
@@ -287,41 +296,46 @@ def _constants(w: _Work) -> list[Scaling]:
     return [Scaling("multiply", x, 0, None) for x in [*w.numbers, *own] if not is_one(x)]
 
 
-def _scaled(y: Factor, scalings: Sequence[Scaling], new: dict[Expr, Expr]) -> Factor:
+def _scaled(w: _Work, y: Factor, scalings: Sequence[Scaling]) -> Factor:
     x = y.node
     for s in scalings:
-        x = _bind(s.op, x) if s.number is None else _bind(s.op, x, new.get(s.number, s.number))
+        x = _bind(s.op, x) if s.number is None else _bind(s.op, x, w.new.get(s.number, s.number))
     return Factor(x, y.turned)
 
 
 # -- the products ------------------------------------------------------------------------------------------------------
 
 
-def _multiplied(
-    w: _Work, order: Any, made: dict[Interval, Expr], places: _Places, new: dict[Expr, Expr], whole: Interval
-) -> Factor:
+def _multiplied(w: _Work, order: Any, made: dict[Interval, Expr], places: _Places, whole: Interval) -> Factor:
     """The product of the factors of an interval, in an order, each product named after the least of the user's own
     that covers it."""
     first, last = whole
     n = last - first + 1
-    results = {(i, i): _scaled(w.factors[i], places.get((i, i), ()), new) for i in range(first, last + 1)}
+    results = {(i, i): _scaled(w, w.factors[i], places.get((i, i), ())) for i in range(first, last + 1)}
     todo = postorder(n, {(i - first, j - first): s - first for (i, j), s in order.items() if first <= i and j <= last})
     for i, j in ((i + first, j + first) for i, j in (todo if n > 1 else [])):
         left, right = results.pop((i, order[i, j])), results.pop((order[i, j] + 1, j))
         owner = min((at for at in made if at[0] <= i and j <= at[1]), key=lambda at: at[1] - at[0], default=None)
         label = w.chain.product.label if owner is None else made[owner].label
         with labelled(label):
-            if left.rows == 1 < right.columns and (i, j) != whole:  # a column, as which it may be there already
-                y = Factor(_product(right, left, True), True)
-            else:
-                y = Factor(_product(left, right, False), False)
-        results[i, j] = _scaled(y, places.get((i, j), ()), new)
+            y = _product(w, left, right, is_inner=(i, j) != whole)
+        results[i, j] = _scaled(w, y, places.get((i, j), ()))
     return results[whole]
 
 
-def _product(a: Factor, b: Factor, turned: bool) -> Expr:
-    """a @ b; of the transposes where `turned`, so that right.T @ left.T stands for (left @ right).T."""
-    return _bind("matmul", a.node, b.node, ta=a.turned != turned, tb=b.turned != turned)
+def _product(w: _Work, a: Factor, b: Factor, is_inner: bool) -> Factor:
+    """a @ b, or the transpose of b.T @ a.T where that is there already; an inner row of one as a column, too, so that
+    a vector which several chains make is one."""
+    plain, turned = (
+        bind(find("matmul"), *nodes, ta=ta, tb=tb)
+        for nodes, ta, tb in (
+            ((a.node, b.node), a.turned, b.turned),
+            ((b.node, a.node), not b.turned, not a.turned),
+        )
+    )
+    is_turned = plain not in w.products and (turned in w.products or (is_inner and a.rows == 1 < b.columns))
+    w.products.add(turned if is_turned else plain)
+    return Factor(turned, True) if is_turned else Factor(plain, False)
 
 
 def _upright(f: Factor) -> Expr:
@@ -331,18 +345,18 @@ def _upright(f: Factor) -> Expr:
     return _bind("permute_dims", f.node, axes=(*range(ndim - 2), ndim - 1, ndim - 2))
 
 
-def _diagonal(w: _Work, sizes: Sequence[Size], written: Any, made: dict[Interval, Expr], new: dict[Expr, Expr]) -> Expr:
+def _diagonal(w: _Work, sizes: Sequence[Size], written: Any, made: dict[Interval, Expr]) -> Expr:
     """The diagonal of a chain: the elements of its one half times those of the other, transposed, summed."""
     n = len(sizes)
     table, splits = costs(sizes, written)
     s = min(range(n - 1), key=lambda s: table[0][s] + table[s + 1][n - 1])
-    left = _multiplied(w, splits, made, {}, new, (0, s))
-    right = _multiplied(w, splits, made, {}, new, (s + 1, n - 1))
+    left = _multiplied(w, splits, made, {}, (0, s))
+    right = _multiplied(w, splits, made, {}, (s + 1, n - 1))
     if left.turned == right.turned:  # one is (n, k), the other (k, n)
         right = Factor(_upright(Factor(right.node, True)), not right.turned)
     both = _bind("multiply", left.node, right.node)
     y = _bind("sum", both, axis=(both.ndim - (2 if left.turned else 1),), keepdims=False)
-    return _scaled(Factor(y, False), [*w.chain.scalings, *_constants(w)], new).node
+    return _scaled(w, Factor(y, False), [*w.chain.scalings, *_constants(w)]).node
 
 
 # -- as it was ---------------------------------------------------------------------------------------------------------
