@@ -164,7 +164,7 @@ def _top(x: Expr) -> tuple[Kind, Expr] | None:
 class Reader:
     """A graph, read for chains.
 
-    opened: products that have several users and which each of these makes for itself; see `open_shared`.
+    opened: products that have several users and which each of these makes for itself; see `_with_opened`.
     """
 
     def __init__(self, roots: Sequence[Expr]) -> None:
@@ -173,22 +173,36 @@ class Reader:
         self.has_products = any(n.op.kind == "product" for n in self.order)
         self.users = consumers(self.order) if self.has_products else {}
         self.opened: set[Expr] = set()
+        self.inside: set[Expr] = set()
 
     def is_alone(self, x: Expr) -> bool:
         """Whether one other expression uses it, once, and nobody asked for it."""
         return len(self.users[x]) == 1 and x not in self.ends
 
     def chains(self) -> dict[Expr, Chain]:
-        """Every chain of the graph, longest possible, by its top."""
+        """Every chain of the graph, longest possible, by its top; but for single products in which nothing is to do."""
         found: dict[Expr, Chain] = {}
-        taken: set[Expr] = set()
         if not self.has_products:
             return found
         for node in reversed(self.order):
-            if node not in taken and (chain := self.chain(node)) is not None:
+            if node.op.name not in TOPS or node in self.inside or (node.op.kind == "product" and self._is_plain(node)):
+                continue
+            chain = self.chain(node)
+            if chain is not None:
                 found[node] = chain
-                taken.update(chain.inside)
-        return found
+                self.inside.update(chain.inside)
+        return self._with_opened(found)
+
+    def _is_plain(self, node: Expr) -> bool:
+        """Whether it is a product of what is no step of a chain, nor a constant."""
+        return not any(i.op.name in STEPS and self._is_step(i) for i in node.inputs)
+
+    def _is_step(self, x: Expr) -> bool:
+        if x.op.name in ("eye", "full", "broadcast_to"):
+            return True
+        if swaps(x) or on_diagonal(x) is not None:
+            return True
+        return self.is_alone(x) and (x.op.kind == "product" or scaled(x) is not None)
 
     def chain(self, top: Expr) -> Chain | None:
         """The chain under an expression, None where it is no top of one."""
@@ -270,7 +284,7 @@ class Reader:
 
     # -- shared results ------------------------------------------------------------------------------------------------
 
-    def open_shared(self, chains: dict[Expr, Chain]) -> dict[Expr, Chain]:
+    def _with_opened(self, chains: dict[Expr, Chain]) -> dict[Expr, Chain]:
         """Chains in which a product that several of them need is not formed, where each of them costs less without.
 
         So in the gradient of (A @ B) @ v: the outer product of a cotangent and v is multiplied there by A.T and by B.T,
@@ -282,7 +296,7 @@ class Reader:
         for _ in range(ROUNDS):
             before = len(self.opened)
             for node in candidates:
-                if node not in self.opened and node in chains:
+                if node not in self.opened:
                     self._try(node, chains, flops)
             if len(self.opened) == before:
                 break
@@ -296,15 +310,17 @@ class Reader:
 
     def _try(self, node: Expr, chains: dict[Expr, Chain], flops: dict[Expr, int]) -> None:
         tops = self._tops(node, chains)
-        now = flops[node] + sum(flops.get(t, 0) for t in tops)
+        for x in (node, *tops):
+            if x not in flops:  # a single product
+                flops[x] = x.op.flops(x) if x.op.kind == "product" else 0
         self.opened.add(node)
         changed = {t: chain for t in tops if (chain := self.chain(t)) is not None}
         if len(changed) == len(tops) and max(len(c.factors) for c in changed.values()) <= LONGEST_OPENED:
             then = {t: c.flops() for t, c in changed.items()}
-            if sum(then.values()) < now:
+            if sum(then.values()) < flops[node] + sum(flops[t] for t in tops):
                 flops |= then
                 chains |= changed
-                del chains[node]
+                chains.pop(node, None)
                 return
         self.opened.remove(node)
 
@@ -315,13 +331,18 @@ class Reader:
         stack = list(self.users[node])
         while stack:
             x = stack.pop()
-            if x in chains or is_reduction(x):
+            is_top = x.op.kind == "product" and x not in self.inside and x not in self.opened
+            if is_top or x in chains or is_reduction(x):
                 found[x] = None
             elif x not in seen:
                 seen.add(x)
                 stack += self.users[x]
         return list(found)
 
+
+#: What a chain may be the value of, and what it may go through or take apart.
+TOPS = frozenset({"matmul", "permute_dims", "reshape", "sum", "mean"})
+STEPS = TOPS | {"multiply", "divide", "negative", "eye", "full", "broadcast_to", "where"}
 
 #: How often all shared products are looked at, and how long a chain may become by opening them (chosen: a gradient
 #: needs a round for every product that lies between two of its own; the cost of an order grows with the third power).

@@ -5,10 +5,11 @@ Design note. Every chain of the graph (factors.py) is rebuilt at once, in four s
 are summed first, the order is found (chains.py), and the numbers that multiply it go to its smallest array. A chain
 from which nothing is won stays as the user wrote it, to the bit. No rewrite adds flops.
 
-What it changes. Another order rounds otherwise, as another grid does not. Values are taken to be finite: a chain whose
-inner result overflows in one order may not in another, and an identity drops out though NumPy's 0 * inf would spread
-NaN over a column. What is not finite in a factor of zeros, of one number or of a sum is not lost: 0 * (inf + 1) is NaN
-as in NumPy. (XLA keeps a program's order and drops neither; JAX users write `jnp.linalg.multi_dot`.)
+What it changes. Another order rounds otherwise, as another grid does. Where inner results overflow in one order, they
+may not in another. Infinities and NaNs of a factor: an identity drops out and leaves them where they are, though in
+NumPy its zeros spread NaN over a column (0 * inf); with a factor of zeros or of one number, or under a sum, what is not
+finite stays so (0 * (inf + 1) is NaN as in NumPy), but may be inf where NumPy adds inf and -inf. (XLA leaves a
+program's products as they are, so JAX does none of this; its users write `jnp.linalg.multi_dot`.)
 """
 
 from __future__ import annotations
@@ -35,19 +36,27 @@ ROUNDS = 4
 def reassociate(roots: Sequence[Expr]) -> tuple[Expr, ...]:
     """A simplified graph with its products rewritten, of the same shapes, types and blocks; as it is where
     `dask.config.set({"taskgraph.reassociate": False})` says so, since other orders round otherwise."""
-    roots = tuple(roots)
-    if dask.config.get("taskgraph.reassociate", True):
-        for _ in range(ROUNDS):
-            before, roots = roots, _all_rebuilt(roots)
-            if roots == before:
-                break
-            roots = simplify(roots)
-    return roots
+    asked = roots = tuple(roots)
+    if not dask.config.get("taskgraph.reassociate", True):
+        return roots
+    for _ in range(ROUNDS):
+        before, roots = roots, _all_rebuilt(roots)
+        if roots == before:
+            break
+        roots = simplify(roots)
+    return tuple(_cut_as(a, r) for a, r in zip(asked, roots, strict=True))
+
+
+def _cut_as(asked: Expr, found: Expr) -> Expr:
+    if asked.chunks == found.chunks:
+        return found
+    with pinned(asked.device), labelled(asked.label):
+        return _bind("rechunk", found, chunks=asked.chunks)
 
 
 def _all_rebuilt(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
     reader = Reader(roots)
-    chains = reader.open_shared(reader.chains())
+    chains = reader.chains()
     if not chains:
         return roots
     new: dict[Expr, Expr] = {}
@@ -349,7 +358,8 @@ def _diagonal(w: _Work, sizes: Sequence[Size], written: Any, made: dict[Interval
     """The diagonal of a chain: the elements of its one half times those of the other, transposed, summed."""
     n = len(sizes)
     table, splits = costs(sizes, written)
-    s = min(range(n - 1), key=lambda s: table[0][s] + table[s + 1][n - 1])
+    # in the middle, where all are alike: then trace(x @ x.T) makes x once
+    s = min(range(n - 1), key=lambda s: (table[0][s] + table[s + 1][n - 1], abs(2 * s + 2 - n)))
     left = _multiplied(w, splits, made, {}, (0, s))
     right = _multiplied(w, splits, made, {}, (s + 1, n - 1))
     if left.turned == right.turned:  # one is (n, k), the other (k, n)
