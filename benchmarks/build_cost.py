@@ -19,7 +19,7 @@ DEVICES = 2500  # for which the plan makes a grid of so many tiles
 def product_of_many_tiles() -> float:
     machine = tg.Machine(devices=[tg.Device("cpu", 2**40, 50.0, threads=4) for _ in range(DEVICES)])
     k = TILES * 100  # ten blocks a line
-    a, b = (tg.zeros((TILES * 1000,) * 2, chunks=c) for c in ((1000, k), (k, 1000)))
+    a, b = (tg.randn((TILES * 1000,) * 2, chunks=c) for c in ((1000, k), (k, 1000)))
     start = time.perf_counter()
     graph = execute.lowered(((a @ b).expr,), machine)
     seconds = time.perf_counter() - start

@@ -296,7 +296,7 @@ class Reader:
         for _ in range(ROUNDS):
             before = len(self.opened)
             for node in candidates:
-                if node not in self.opened:
+                if node not in self.opened and not self._is_hopeless(node, chains):
                     self._try(node, chains, flops)
             if len(self.opened) == before:
                 break
@@ -307,6 +307,15 @@ class Reader:
         if node in self.ends or len(users) < 2:
             return False
         return all((u.op.kind == "product" or is_reduction(u)) and u.device == node.device for u in users)
+
+    def _is_hopeless(self, node: Expr, chains: dict[Expr, Chain]) -> bool:
+        """Whether it and its users are single products of square matrices of one size: the common case, seen sooner."""
+        sizes: set[int] = set()
+        for x in (node, *self.users[node]):
+            if x in chains or x in self.inside or x.op.kind != "product" or x.ndim > 2:
+                return False
+            sizes.update(x.shape, x.inputs[0].shape)
+        return len(sizes) == 1
 
     def _try(self, node: Expr, chains: dict[Expr, Chain], flops: dict[Expr, int]) -> None:
         tops = self._tops(node, chains)

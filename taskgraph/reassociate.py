@@ -64,7 +64,7 @@ def _all_rebuilt(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
     for node in reader.order:
         found = _rebuilt(chains[node], new, products) if node in chains else None
         new[node] = with_inputs(node, tuple([new[i] for i in node.inputs])) if found is None else found
-        if new[node].op.kind == "product":
+        if new[node].op.kind == "product" and node not in reader.inside and node not in reader.opened:
             products.add(new[node])
     return tuple(new[r] for r in roots)
 

@@ -161,6 +161,14 @@ def test_chains_that_cost_the_same_stay_to_the_bit() -> None:
         assert found is simplify([t.expr])[0]
 
 
+def test_a_transposed_product_is_one_with_flags() -> None:
+    a, b = data(5, 6), data(6, 7)
+    assert "permute_dims" not in names((a @ b).T)
+    assert "permute_dims" not in names((b.T @ a.T).T + a @ b)
+    assert names((a @ b).T, a @ b).count("matmul") == 1
+    close((a @ b).T, (b.T @ a.T).T)
+
+
 def test_a_vector_goes_first() -> None:
     m, v = data(64, 64, chunks=16), data(64, chunks=16)
     assert work((m @ m) @ v) == 4 * 64**2
