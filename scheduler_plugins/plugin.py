@@ -22,6 +22,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
 from scheduler_plugins.facts import SchedulerFacts
+from scheduler_plugins.lineage import KeptValues
 from scheduler_plugins.placement import (
     KINDS,
     Binding,
@@ -462,5 +463,6 @@ def report(dask_scheduler: Any) -> dict[str, Any]:
 
 
 def dask_setup(scheduler: Scheduler) -> None:
-    """Entry point of `dask scheduler --preload scheduler_plugins`; the scheduler starts the plugin itself."""
+    """Entry point of `dask scheduler --preload scheduler_plugins`; the scheduler starts the plugins itself."""
     scheduler.add_plugin(TilePlacement(), idempotent=True)
+    scheduler.add_plugin(KeptValues(), idempotent=True)

@@ -48,6 +48,7 @@ from taskgraph import fft, linalg, optim, random, tree
 from taskgraph.device import device
 from taskgraph.execute import plan
 from taskgraph.io import load, save
+from taskgraph.lineage import LostValues
 from taskgraph.machine import Device, Machine
 from taskgraph.ops import *  # noqa: F403
 from taskgraph.plan import Plan

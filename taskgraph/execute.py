@@ -13,7 +13,9 @@ import numpy as np
 from dask.array.core import concatenate3
 from dask.base import get_scheduler
 
-from taskgraph.expr import Chunks, Expr, Opaque, bind, pinned, serial, substitute, topological
+from taskgraph import lineage
+from taskgraph.expr import Chunks, Expr, bind, pinned, serial, substitute, topological
+from taskgraph.lineage import Behind, Kept
 from taskgraph.lower import Lowered, Output, host_copies, lower
 from taskgraph.machine import Machine
 from taskgraph.passes import simplify
@@ -121,7 +123,7 @@ _ready: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 def machine_of(client: Any) -> Machine:
     """The machine behind a client (this process where None), made ready for our tasks on first use.
 
-    Ready means: scheduler and workers have this package in this version, and the scheduler has the placement plugin.
+    Ready means: scheduler and workers have this package in this version, and the scheduler has our plugins.
     Raises RuntimeError with what to install where that is not so.
     """
     if client is None:
@@ -131,6 +133,7 @@ def machine_of(client: Any) -> Machine:
     if _ready.get(client) != client.scheduler.address:
         _check_versions(client)
         client.register_plugin(resolve("TilePlacement")())
+        client.register_plugin(resolve("KeptValues")())
         _ready[client] = client.scheduler.address
     return Machine.from_client(client)
 
@@ -183,11 +186,19 @@ def persist(exprs: Sequence[Expr], scheduler: Any = None, **kwargs: Any) -> list
 
 
 def run(
-    exprs: Sequence[Expr], keep: Sequence[bool], scheduler: Any = None, settle: bool = False, **kwargs: Any
+    exprs: Sequence[Expr],
+    keep: Sequence[bool],
+    scheduler: Any = None,
+    settle: bool = False,
+    names: Sequence[str | None] = (),
+    **kwargs: Any,
 ) -> list[Any]:
     """Run some expressions at once: each gives its values or, where `keep`, an expression of blocks left in place.
 
-    settle: wait for blocks that are left on a cluster's workers, too, and raise what any of them raised.
+    settle: wait for blocks that are left on a cluster's workers, too, and raise what any of them raised. names: of the
+    variables that get the results, for error messages.
+
+    Raises LostValues where kept values that the expressions need are lost.
     """
     if not exprs:
         return []
@@ -195,20 +206,66 @@ def run(
     client = _client_of(scheduler)
     machine = machine_of(client)
     graph = lowered(exprs, machine, keep if machine.is_cluster else ())
+    outputs, behind = graph.outputs, Behind()
     if not machine.is_cluster:
         found = get(graph.graph.to_dict(), graph.keys, **kwargs)
     else:
-        futures = client.get(graph.graph, graph.keys, sync=False, **kwargs)
-        found = _collected(client, futures, keep, settle)
-    steps: dict[str, Expr] = {}
-    results = [
-        _kept(blocks, out, e, steps) if kept else assemble(blocks, e.ndim)
-        for blocks, out, e, kept in zip(found, graph.outputs, exprs, keep, strict=True)
-    ]
+        behind = lineage.behind(exprs)
+        with lineage.losses_named(client, exprs):
+            futures = client.get(graph.graph, graph.keys, sync=False, **kwargs)
+            found = _collected(client, futures, keep, settle)
+            del futures
+            if behind.is_due and any(keep):
+                found, outputs, behind = _cut(client, found, outputs, exprs, keep, behind)
+    results = _results(found, outputs, exprs, keep, behind, names)
     for e, value in zip(exprs, results, strict=True):
         if np.shape(value) != e.shape and not isinstance(value, Expr):
             raise AssertionError(f"{e!r} gave an array of shape {np.shape(value)}; please report this")
     return results
+
+
+def _cut(
+    client: Any,
+    found: Sequence[Any],
+    outputs: Sequence[Output],
+    exprs: Sequence[Expr],
+    keep: Sequence[bool],
+    behind: Behind,
+) -> tuple[Sequence[Any], Sequence[Output], Behind]:
+    """What a run has left in place, without its history; everything as it was where that cannot be done.
+
+    What was kept before the run, and is kept again, has its own history.
+    """
+    grown = [kept and lineage.kept(e) is None for kept, e in zip(keep, exprs, strict=True)]
+    old = {k: f for blocks, o, g in zip(found, outputs, grown, strict=True) if g for k, f in _pairs(o.keys, blocks)}
+    fresh = lineage.cut(client, old)
+    if not fresh:
+        return found, outputs, behind
+    names = {key[0]: future.key[0] for key, future in fresh.items()}
+    return (
+        [_each(o.keys, fresh.__getitem__) if g else b for b, o, g in zip(found, outputs, grown, strict=True)],
+        [replace(o, name=names[o.name]) if g else o for o, g in zip(outputs, grown, strict=True)],
+        lineage.CUT,
+    )
+
+
+def _results(
+    found: Sequence[Any],
+    outputs: Sequence[Output],
+    exprs: Sequence[Expr],
+    keep: Sequence[bool],
+    behind: Behind,
+    names: Sequence[str | None],
+) -> list[Any]:
+    called: dict[str, tuple[str, ...]] = {}
+    for out, name in zip(outputs, names or [None] * len(outputs), strict=True):
+        if name is not None:
+            called[out.name] = (*called.get(out.name, ()), name)
+    steps: dict[str, Expr] = {}
+    return [
+        _kept(blocks, out, e, steps, behind, called.get(out.name, ())) if kept else assemble(blocks, e.ndim)
+        for blocks, out, e, kept in zip(found, outputs, exprs, keep, strict=True)
+    ]
 
 
 def _collected(client: Any, futures: list[Any], keep: Sequence[bool], settle: bool) -> list[Any]:
@@ -235,17 +292,26 @@ def _copied(nested: Any) -> Any:
     return [_copied(x) for x in nested] if isinstance(nested, list) else nested.copy()
 
 
-def _kept(blocks: Any, output: Output, expr: Expr, steps: dict[str, Expr]) -> Expr:
+def _kept(
+    blocks: Any, output: Output, expr: Expr, steps: dict[str, Expr], behind: Behind, names: tuple[str, ...]
+) -> Expr:
     """An expression of what was left in place; `steps` holds those tasks' results of which several are parts."""
     graph = dict(_pairs(output.keys, blocks))
     for block in graph.values():
         if isinstance(block, np.ndarray):
             block.flags.writeable = False  # `assemble` gives copies of it
+    before = lineage.kept(expr)
+    if before is not None:
+        behind = Behind(before.depth, before.bases)
     if output.part is None:
-        return persisted(graph, output, expr.device)
+        return persisted(graph, output, expr.device, behind, names)
     if output.name not in steps:
-        steps[output.name] = persisted(graph, Output(output.name, (), np.dtype(float)))
+        steps[output.name] = persisted(graph, Output(output.name, (), np.dtype(float)), None, behind, names)
     return bind(find("part"), steps[output.name], index=output.part, shape=expr.shape, dtype=expr.dtype)
+
+
+def _each(keys: Any, value: Any) -> Any:
+    return [_each(k, value) for k in keys] if isinstance(keys, list) else value(keys)
 
 
 def _pairs(keys: Any, blocks: Any) -> list[tuple[Any, Any]]:
@@ -255,12 +321,27 @@ def _pairs(keys: Any, blocks: Any) -> list[tuple[Any, Any]]:
     return [pair for k, b in zip(keys, blocks, strict=True) for pair in _pairs(k, b)]
 
 
-def persisted(graph: Mapping[Any, Any], output: Output, device: str | None = None) -> Expr:
+def persisted(
+    graph: Mapping[Any, Any],
+    output: Output,
+    device: str | None = None,
+    behind: Behind = Behind(),  # noqa: B008 (it is frozen)
+    names: tuple[str, ...] = (),
+) -> Expr:
     """An expression of blocks that exist: futures of a cluster, or arrays."""
     array = da.Array(dict(graph), output.name, output.chunks, dtype=output.dtype)
     with pinned(device):
         # kept twice, in two clusters perhaps, is two expressions
-        return bind(find("dask"), array=Opaque(array, f"{output.name}-kept-{serial()}"))
+        token = f"{output.name}-kept-{serial()}"
+        return bind(find("dask"), array=Kept(array, token, behind.depth, behind.bases, names))
+
+
+def persisted_from(graph: Lowered, device: str | None) -> tuple[Output, str | None, Behind]:
+    """What `persisted` takes for a tensor that Dask persists with this graph, but for the blocks.
+
+    (Dask gives no place to cut a history, but the next run of ours can, and so must know of it.)
+    """
+    return graph.outputs[0], device, lineage.behind((graph.origin[0],))
 
 
 def to_dask(expr: Expr) -> da.Array:

@@ -150,7 +150,8 @@ class Session:
             if sum(v is other for other in targets) > 1:
                 raise ValueError(f"variable '{v.name}' is assigned twice in one run")
         exprs = execute.with_values([i.value.expr if isinstance(i, Assign) else i.expr for i in items], fed)
-        found = execute.run(exprs, [isinstance(i, Assign) for i in items], self._client, settle=True)
+        names = [i.variable.name if isinstance(i, Assign) else None for i in items]
+        found = execute.run(exprs, [n is not None for n in names], self._client, settle=True, names=names)
         for item, value in zip(items, found, strict=True):
             if isinstance(item, Assign):
                 item.variable._set(value)

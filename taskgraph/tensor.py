@@ -417,7 +417,7 @@ class Tensor(Operators):
         return execute.assemble, (self.ndim,)
 
     def __dask_postpersist__(self) -> tuple[Any, tuple[Any, ...]]:
-        return _from_persisted, (self.__lower().outputs[0], self.expr.device)
+        return _from_persisted, execute.persisted_from(self.__lower(), self.expr.device)
 
     #: FACTS: any optimizer of Dask's would drop the placement annotations.
     __dask_optimize__ = None
@@ -428,5 +428,5 @@ class Tensor(Operators):
         return self._lowered
 
 
-def _from_persisted(graph: Any, output: Any, device: str | None, rename: Any = None) -> Tensor:
-    return Tensor(execute.persisted(graph, output, device))
+def _from_persisted(graph: Any, output: Any, device: str | None, behind: Any, rename: Any = None) -> Tensor:
+    return Tensor(execute.persisted(graph, output, device, behind))

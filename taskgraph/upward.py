@@ -21,6 +21,7 @@ WHERE = {
     "checkpoint": "autodiff.checkpoint",
     "check_grads": "autodiff.check",
     "TilePlacement": "scheduler_plugins.plugin",
+    "KeptValues": "scheduler_plugins.lineage",
     "LocalCluster": "deploy.local",
     "profile": "workers.profile",
     "run_demo": "deploy.demo",
