@@ -15,7 +15,7 @@ from scheduler_plugins.placement import (
 )
 
 #: Groups whose durations are remembered. Chosen: far more than are computed at once.
-GROUPS_KEPT = 4096
+GROUPS_KEPT = 1024
 
 #: Dask's estimate goes by the first word of a key, so small products would speak for large ones, and a worker
 #: would be given dozens of long tiles. Until a task of the very group has ended, it is trusted no further than

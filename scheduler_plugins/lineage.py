@@ -38,7 +38,7 @@ from distributed.active_memory_manager import (
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
-from taskgraph.plan import TAG
+from taskgraph.plan import SPAN, TAG
 
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler
@@ -52,6 +52,9 @@ COPIES = 2
 
 #: Values that are gone, of which is remembered who held them, for the error message. Chosen: more than one model has.
 GONE_KEPT = 4096
+
+#: Graphs between two trims of the span. Chosen: a trim looks at a few hundred groups of tasks, in well under 1 ms.
+TRIM_EVERY = 64
 
 
 # -- decisions ---------------------------------------------------------------------------------------------------------
@@ -161,6 +164,15 @@ class SecondCopies(ActiveMemoryManagerPolicy):
                 names.append(str(chosen.name))
 
 
+def trim(scheduler: Any) -> None:
+    """Take out of our tasks' span what Dask has forgotten elsewhere: groups of tasks, and a note of every graph."""
+    span = scheduler.extensions["spans"].spans.get(SPAN["ids"][-1])
+    if span is not None:
+        span.groups = {group for group in span.groups if scheduler.task_groups.get(group.name) is group}
+        if span.metadata:
+            del span.metadata["collections"][1:]
+
+
 # -- the plugin --------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +218,15 @@ class KeptValues(SchedulerPlugin):
             manager.add_policy(policy)
 
     # -- hooks
+
+    def update_graph(self, scheduler: Scheduler, **kwargs: Any) -> None:
+        """Dask's hook: count graphs."""
+        self._counts["graphs"] += 1
+        if self._counts["graphs"] % TRIM_EVERY == 0:
+            try:
+                trim(scheduler)
+            except Exception as error:
+                self._failed("trim", error)
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Dask's hook: there may be a place for second copies."""
@@ -325,6 +346,7 @@ class KeptValues(SchedulerPlugin):
         nbytes = {key: n for of_worker in alive.values() for key, n in of_worker.items()}
         scheduler.update_data(who_has=who_has, nbytes=nbytes, client=wanted_by)
         for key, addresses in who_has.items():
+            scheduler.tasks[key].annotations = {"span": SPAN}  # Dask would make a span for it
             self.kept[key] = [str(scheduler.workers[a].name) for a in addresses]
         return ""
 

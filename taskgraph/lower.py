@@ -28,7 +28,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from taskgraph.chunks import numblocks, offsets, refine
 from taskgraph.expr import Chunks, DType, Expr, digest, topological
 from taskgraph.passes import Group, align, group, is_number, is_small
-from taskgraph.plan import TAG, Plan, ProductPlan, TaskTag
+from taskgraph.plan import SPAN, TAG, Plan, ProductPlan, TaskTag
 from taskgraph.program import compile_nodes, number
 from workers.device_tile import run, to_host
 from workers.kernels import gemm_panel, tree_add
@@ -89,7 +89,7 @@ class _Layers:
     names: dict[Expr, str] = field(default_factory=dict)
 
     def add(self, name: str, tasks: dict[Key, Any], needs: set[str], tag: TaskTag | Callable[[Key], TaskTag]) -> None:
-        self.layers[name] = MaterializedLayer(tasks, annotations={TAG: tag})
+        self.layers[name] = MaterializedLayer(tasks, annotations={**_span(), TAG: tag})
         self.dependencies[name] = needs
 
     def name(self, node: Expr, *made_of: Any) -> str:
@@ -140,6 +140,10 @@ def _lower_group(done: _Layers, g: Group) -> None:
         _lower_constant(done, node)
     else:
         _lower_blocks(done, g)
+
+
+def _span() -> dict[str, Any]:
+    return {} if "span" in dask.get_annotations() else {"span": SPAN}
 
 
 def _tag(done: _Layers, node: Expr) -> TaskTag:
@@ -372,7 +376,7 @@ def _lower_onto_dask(done: _Layers, node: Expr) -> None:
         done.names[node] = f"{result.name}-{suffix}"
     for name, layer in added.items():
         layer = copy.copy(layer)  # it may be the user's own, in `from_dask`
-        layer.annotations = {**(layer.annotations or {}), TAG: tag}
+        layer.annotations = {**_span(), **(layer.annotations or {}), TAG: tag}
         done.layers[name] = layer
     done.dependencies.update(needs)
 
