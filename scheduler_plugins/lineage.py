@@ -4,7 +4,7 @@ Dask keeps the task of everything that a kept result was ever computed from, so 
 its worker dies. A training loop's parameters are made of those of the step before: their history is all steps (with all
 batches that were fed), and it grows for ever. So from time to time the client asks this plugin for a *cut*.
 
-**A cut** enters the values that lie in the workers' memory under new keys, without a copy, as data that have no history:
+**A cut** enters the values that lie in the workers' memory under new keys, without a copy, as data without history:
 what `Client.scatter` makes, by the same two calls (`Worker.update_data`, `Scheduler.update_data`). The client goes on
 with the new keys and drops the old ones, and Dask forgets all that was behind them by itself. The order is such that a
 worker may die at any moment: first a second worker gets a copy of the *old* values (which can still be made again),
@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 

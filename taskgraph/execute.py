@@ -206,7 +206,8 @@ def run(
     client = _client_of(scheduler)
     machine = machine_of(client)
     graph = lowered(exprs, machine, keep if machine.is_cluster else ())
-    outputs, behind = graph.outputs, Behind()
+    outputs: Sequence[Output] = graph.outputs
+    behind = Behind()
     if not machine.is_cluster:
         found = get(graph.graph.to_dict(), graph.keys, **kwargs)
     else:

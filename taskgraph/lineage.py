@@ -1,8 +1,8 @@
 """What stands behind a kept value: how many steps it is made of, and the values that they start from.
 
 Design note. Dask can make a kept value again after a worker's death, since it keeps the tasks behind it. In a loop
-those are all the steps that ever were, so every `CUT_EVERY` steps the value is entered anew as data without history, held
-by two workers (`scheduler_plugins.lineage` says how). The steps that follow can be made again from such a *base*, but
+those are all the steps that ever were, so every `CUT_EVERY` steps the value is entered anew, without history, held by
+two workers (`scheduler_plugins.lineage` says how). The steps that follow can be made again from such a *base*, but
 only while it is there: Dask would forget it as soon as nobody wants it. So every kept value holds its bases, until
 its own history is cut. At any moment the cluster holds the present values once and their base twice.
 """
@@ -97,7 +97,7 @@ def cut(client: Any, futures: Mapping[Key, Any]) -> dict[Key, Any]:
     names = {name: f"{key_split(name)}-{uuid.uuid4().hex}" for name in {key[0] for key in futures}}
     pairs = [(key, (names[key[0]], *key[1:])) for key in futures]
     # Made before the scheduler knows the keys, so that no word of their loss is missed.
-    fresh = {old: Future(new, client) for old, new in pairs}
+    fresh: dict[Key, Any] = {old: Future(new, client) for old, new in pairs}
     try:
         why = client.sync(client.scheduler.taskgraph_cut, pairs=pairs, wanted_by=client.id)
     except Exception as error:
@@ -133,7 +133,9 @@ def _lost(client: Any, leaves: Sequence[Expr]) -> str | None:
     if not lost:
         return None
     whats = dict.fromkeys(_called(leaf) for leaf in lost)
-    holders = {w for leaf in lost for one in (of_leaf[leaf], *of_leaf[leaf].bases) for k in one.keys for w in gone.get(k, ())}
+    holders = {
+        w for leaf in lost for one in (of_leaf[leaf], *of_leaf[leaf].bases) for k in one.keys for w in gone.get(k, ())
+    }
     where = f"the workers that held the last copies ({', '.join(sorted(holders))})" if holders else "their workers"
     return (
         f"{', '.join(whats)} cannot be computed again: {where} are gone, and the steps before are not remembered. "

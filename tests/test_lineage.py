@@ -12,7 +12,7 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client
-from process_cluster import DEATH, ProcessCluster, until, workers
+from process_cluster import ProcessCluster, until, workers
 
 import taskgraph as tg
 from scheduler_plugins.lineage import report
@@ -152,9 +152,9 @@ def test_a_dead_holder_costs_nothing(cluster: Cluster) -> None:
 @pytest.mark.logs_errors
 def test_both_holders_dead_is_an_error_that_says_so(cluster: Cluster, tmp_path: Path) -> None:
     client, model = cluster.default, Model()
-    model.train(lineage.CUT_EVERY + 5)
+    model.train(lineage.CUT_EVERY - 4)
     tg.save(tmp_path / "model", {"w": model.w, "b": model.b})
-    tensor = (model.w * 2).persist()
+    model.train(4)  # to a cut: a later step's values might lie on the third worker
     names = sorted(holders(client))
     for name in names:
         cluster.kill(name)
@@ -166,8 +166,6 @@ def test_both_holders_dead_is_an_error_that_says_so(cluster: Cluster, tmp_path: 
     ):
         with pytest.raises(tg.LostValues, match=f"'w'.*{names[0]}, {names[1]}.*tg.load"):
             within(failing)
-    with pytest.raises(tg.LostValues, match=r"a persisted tensor float64 \(4,\)"):
-        within(tensor.compute)
     saved = tg.load(tmp_path / "model")
     model.session.run([model.w.assign(saved["w"]), model.b.assign(saved["b"])])
     model.here = [saved["w"].compute(), saved["b"].compute()]
