@@ -275,6 +275,8 @@ class KeptValues(SchedulerPlugin):
 
         Gives "", or why nothing was done.
         """
+        if self._scheduler.plugins.get(NAME) is not self:  # Dask does not tell a plugin that it was unregistered
+            return "the plugin was unregistered"
         try:
             why = await self._cut(pairs, wanted_by)
         except Exception as error:

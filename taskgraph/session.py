@@ -58,8 +58,8 @@ class Variable(Tensor):
     """A tensor that keeps a value between runs of a session and changes by `assign`.
 
     value: the first value (anything `tg.asarray` takes). Every run sees the value that the variable had when the run
-    began. With a cluster the value stays on its workers, and its history is cut from time to time (docs/how-it-works.md):
-    LostValues is raised where it is gone with all of them.
+    began. With a cluster the value stays on its workers, and its history is cut from time to time (see
+    docs/how-it-works.md): LostValues is raised where it is gone with all of them.
 
     >>> import taskgraph as tg
     >>> w = tg.Variable([1.0, 2.0], name="w")
