@@ -279,7 +279,7 @@ def _collected(client: Any, futures: list[Any], keep: Sequence[bool], settle: bo
         values = iter(gathered)
         found = [f if kept else next(values) for f, kept in zip(futures, keep, strict=True)]
         for f in futures_of([f for f, kept in zip(futures, keep, strict=True) if kept and settle]):
-            if f.exception() is not None:  # waits, and moves no data
+            if f.exception() is not None or f.status == "cancelled":  # waits, and moves no data
                 f.result()  # raises it with the task's traceback
     except BaseException:
         # the client keeps the exception, its traceback our frames, and they the futures: without this, for ever
