@@ -286,8 +286,10 @@ class KeptValues(SchedulerPlugin):
         return why
 
     async def gone(self, keys: Sequence[Key]) -> list[tuple[Key, list[str]]]:
-        """Those of the keys that exist no more, and the workers that had a copy, as far as they are known."""
-        return [(key, self._gone.get(key, [])) for key in keys if key not in self._scheduler.tasks]
+        """Those of the keys that exist no more, and the dead workers that had a copy, as far as they are known."""
+        alive = {str(ws.name) for ws in self._scheduler.workers.values()}  # one of them may have been asked for a copy
+        names = {key: [n for n in self._gone.get(key, ()) if n not in alive] for key in keys}
+        return [(key, names[key]) for key in keys if key not in self._scheduler.tasks]
 
     async def _cut(self, pairs: Sequence[tuple[Key, Key]], wanted_by: str) -> str:
         old_keys = [old for old, _ in pairs]
