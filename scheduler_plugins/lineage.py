@@ -130,15 +130,16 @@ def equip(dask_worker: Any) -> None:
 class ReduceOtherReplicas(ReduceReplicas):
     """Dask's policy, which would leave one copy of everything, but for the second copy of our values."""
 
-    def __init__(self, kept: Mapping[Key, Any]) -> None:
-        self.kept = kept
+    def __init__(self, plugin: KeptValues) -> None:
+        self.plugin = plugin
 
     def run(self) -> Any:
         """Dask's suggestions without the first one to drop a copy of each of our values."""
         spared = set()
         for suggestion in super().run():
             key = suggestion.ts.key
-            if key in self.kept and key not in spared:
+            ours = key in self.plugin.kept or key in self.plugin.cutting
+            if ours and key not in spared:
                 spared.add(key)
             else:
                 yield suggestion
@@ -187,6 +188,7 @@ class KeptValues(SchedulerPlugin):
 
     def __init__(self) -> None:
         self.kept: dict[Key, list[str]] = {}  # values without history -> names of workers that were given a copy
+        self.cutting: set[Key] = set()  # old keys, of which there are two copies until the new ones are known
         self._gone: OrderedDict[Key, list[str]] = OrderedDict()
         self._equipped: set[str] = set()
         self._counts: Counter[str] = Counter()
@@ -203,7 +205,7 @@ class KeptValues(SchedulerPlugin):
         self._loop = asyncio.get_running_loop()
         scheduler.handlers["taskgraph_cut"] = self.cut
         scheduler.handlers["taskgraph_gone"] = self.gone
-        self._replace(ReduceReplicas, ReduceOtherReplicas(self.kept))
+        self._replace(ReduceReplicas, ReduceOtherReplicas(self))
         self._guard = ActiveMemoryManagerExtension(scheduler, {SecondCopies(self)}, register=False, start=True)
 
     async def close(self) -> None:
@@ -277,11 +279,15 @@ class KeptValues(SchedulerPlugin):
         """
         if self._scheduler.plugins.get(NAME) is not self:  # Dask does not tell a plugin that it was unregistered
             return "the plugin was unregistered"
+        old_keys = {old for old, _ in pairs}
+        self.cutting |= old_keys
         try:
             why = await self._cut(pairs, wanted_by)
         except Exception as error:
             self._failed("cut", error)
             why = repr(error)
+        finally:
+            self.cutting -= old_keys
         self._counts["declined" if why else "cuts"] += 1
         return why
 

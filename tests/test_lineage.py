@@ -152,6 +152,7 @@ def test_a_dead_holder_costs_nothing(cluster: Cluster) -> None:
 
 @pytest.mark.logs_errors
 def test_both_holders_dead_is_an_error_that_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    pytest.importorskip("zarr")
     client, model = cluster.default, Model()
     model.train(lineage.CUT_EVERY - 4)
     tg.save(tmp_path / "model", {"w": model.w, "b": model.b})
