@@ -22,6 +22,7 @@ from typing import Any
 import dask
 import dask.array as da
 from dask._task_spec import DataNode, Task, TaskRef, convert_legacy_graph
+from dask.base import get_annotations
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
@@ -143,7 +144,7 @@ def _lower_group(done: _Layers, g: Group) -> None:
 
 
 def _span() -> dict[str, Any]:
-    return {} if "span" in dask.get_annotations() else {"span": SPAN}
+    return {} if "span" in get_annotations() else {"span": SPAN}
 
 
 def _tag(done: _Layers, node: Expr) -> TaskTag:
