@@ -71,10 +71,16 @@ def names(count: int, prefix: str = "matmul") -> list[tuple[str, int]]:
     return [(name, number) for number in range(count)]
 
 
-def tiles(keys: list[Any], seconds: float, *slots: str, **tag: Any) -> Any:
-    """A graph of independent tiles dealt to slots in turn; each takes a while and is its number."""
+def tiles(keys: list[Any], seconds: float, *slots: str, gate: tuple[int, Path] | None = None, **tag: Any) -> Any:
+    """A graph of independent tiles dealt to slots in turn; each takes a while and is its number.
+
+    gate: from this number on they wait, a minute at the most, until the file is there.
+    """
 
     def work(number: int) -> int:
+        deadline = time.monotonic() + 60
+        while gate and number >= gate[0] and not gate[1].exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
         time.sleep(seconds)
         return number
 
@@ -268,11 +274,14 @@ def test_lost_workers_and_returning_ones(tmp_path: Path) -> None:
         assert {run.kind for run in runs(client) if run.key in set(keys)} == {"gpu"}
 
         keys = names(80)
-        futures = client.get(tiles(keys, 0.03, "gpu-0", "gpu-1"), keys, sync=False)
+        gate = tmp_path / "gate"
+        futures = client.get(tiles(keys, 0.03, "gpu-0", "gpu-1", gate=(40, gate)), keys, sync=False)
         progress(client, keys, 10)
         cluster.kill("gpu-1")
         until(lambda: who(client, keys)["cpu-0"] and who(client, keys)["cpu-1"], "CPU workers take over")
         cluster.start_worker("gpu-0")
+        cluster.wait_for(client, "cpu-0", "cpu-1", "gpu-0")
+        gate.touch()
         assert client.gather(futures) == list(range(80))
         assert who(client, keys)["gpu-0"] > 0
         # Its own tiles, and what CPU workers had left of the other's, but nothing after it came went to them.
