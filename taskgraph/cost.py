@@ -1,9 +1,15 @@
-"""The cost model of one product: what each cut would take on each class of devices, and which is the cheapest.
+"""The cost model of one product: what a cut, with every tile on its slot, takes in seconds, bytes and memory.
 
 Design note. Seconds of a cut are those of its slowest slot (a slot is one task at a time of a worker): the operations
-of its tiles over its measured rate, half a millisecond a task, the bytes of the operands that must come from other
-workers over the link, and for a GPU operands and results over its own link. There is no size threshold anywhere: a
-product stays on the CPU exactly where moving and launching costs more than a GPU saves.
+of its tiles over its measured rate, half a millisecond a task, the bytes that its worker must get from others over the
+link, and for a GPU operands and results over its own link. What a GPU's later tiles need comes while the first are
+computed; a CPU worker receives with the core that it computes with, so nothing is hidden there. There is no size
+threshold anywhere: a product stays on the CPU exactly where moving and launching costs more than a GPU saves.
+
+Where operands lie. Every block is taken to lie on one of the workers of its kind that need it: sources and elementwise
+work are put there by hints of the lowering, kept operands by the scheduler plugin, which exchanges like slots for it.
+So a block that u of them need crosses u - 1 times, and once for every other worker that needs it. Partial results,
+where k is cut across workers, cross once for each worker but one.
 """
 
 from __future__ import annotations
@@ -20,23 +26,26 @@ from taskgraph.expr import DType, Expr
 from taskgraph.machine import Device, Machine
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
-#: Both classes together must be this much faster than the better one alone: a mixed product waits for its slowest tile
-#: and takes CPU workers from everything else (chosen: more than the error of the predicted rates).
-MIXED_GAIN = 0.9
-#: Tiles per slot at the most: more only add tasks, fewer leave unequal devices unbalanced (chosen).
-TILES_PER_SLOT = 4
-#: Bytes per second at which a host cuts and joins blocks (measured: NumPy copies at 3 to 6 GB/s a core).
+#: Bytes per second at which a host cuts, joins and adds blocks (measured: NumPy copies at 3 to 6 GB/s a core).
 COPY_BYTES_PER_S = 4e9
 #: Share of a device's memory for operands and results of its tiles: the rest holds what comes next and what goes.
 MEMORY_SHARE = 0.5
+#: A product whose shortest side is so long runs at half the rate; at s it runs at s / (s + half). Measured on one core
+#: with float32: sides of 16, 32, 64, 128 beside 1024 give 0.69, 0.83, 0.93, 0.97. For GPUs chosen: full from about 4096
+#: on, where the profile is measured.
+HALF_RATE_SIDE = {"cpu": 8.0, "gpu": 256.0}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A product as the cost model sees it: sizes, how the operands lie, what cutting them costs."""
+    """A product as the cost model sees it: sizes, how the operands lie, what cutting them costs.
 
-    name: str
+    a_batched, b_batched: whether the operand has blocks along the leading axes. a_at, b_at: the kind of the workers on
+    which it lies.
+    """
+
     m: int
     n: int
     k: int
@@ -47,16 +56,25 @@ class Problem:
     k_blocks: tuple[int, ...]
     a_bytes: int
     b_bytes: int
-    free_a: bool
-    free_b: bool
+    a_free: bool
+    b_free: bool
+    a_batched: bool
+    b_batched: bool
+    a_at: str
+    b_at: str
     flops: int
 
     @property
     def itemsize(self) -> int:
         return self.dtype.itemsize
 
+    @property
+    def result_bytes(self) -> float:
+        """Bytes of the result; leading axes may be several to a block."""
+        return self.flops / max(1, 2 * self.k) * self.itemsize
 
-def problem_of(node: Expr) -> Problem:
+
+def problem_of(node: Expr, a_at: str = "cpu", b_at: str = "cpu") -> Problem:
     """A product's sizes and blocks, whatever its transpose flags."""
     a, b = node.inputs
     ta, tb = node.params["ta"], node.params["tb"]
@@ -64,7 +82,6 @@ def problem_of(node: Expr) -> Problem:
     bk, bn = (b.chunks[-1], b.chunks[-2]) if tb else (b.chunks[-2], b.chunks[-1])
     k = sum(ak)
     return Problem(
-        name=node.name,
         m=node.shape[-2],
         n=node.shape[-1],
         k=k,
@@ -75,8 +92,12 @@ def problem_of(node: Expr) -> Problem:
         k_blocks=_common(ak, bk, free_a=a.op.kind == "source", free_b=b.op.kind == "source"),
         a_bytes=a.nbytes,
         b_bytes=b.nbytes,
-        free_a=a.op.kind == "source",
-        free_b=b.op.kind == "source",
+        a_free=a.op.kind == "source",
+        b_free=b.op.kind == "source",
+        a_batched=math.prod(numblocks(a.chunks[:-2])) > 1,
+        b_batched=math.prod(numblocks(b.chunks[:-2])) > 1,
+        a_at=a_at,
+        b_at=b_at,
         flops=2 * node.size * k,
     )
 
@@ -101,36 +122,122 @@ def even(size: int, parts: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Slots:
-    """Places for one task at a time, an entry each: the worker's name and kind, operations per second, bytes per second
-    between host and device, bytes of memory. Arrays, since a plan weighs some dozens of cuts on thousands of them."""
+class Unit:
+    """A worker as the cost model sees it: rate is operations per second of one of its slots, link bytes per second to
+    its device, half_side where a product of that side runs at half the rate."""
 
-    names: tuple[str, ...]
-    kinds: tuple[str, ...]
-    rates: Floats
-    links: Floats
-    memory: Floats
+    name: str
+    kind: str
+    threads: int
+    rate: float
+    link: float
+    memory: int
+    half_side: float
 
-    def __len__(self) -> int:
-        return len(self.names)
+
+def unit_of(d: Device, dtype: DType) -> Unit:
+    """The device for products of that dtype."""
+    half = HALF_RATE_SIDE["cpu" if d.emulated else d.kind]
+    return Unit(d.name, d.kind, d.threads, d.rate(dtype), d.link, d.memory_bytes, half)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A cut (blocks along m and n, panels along k), the tiles of every slot, and what they are predicted to cost.
+class Setting:
+    """What a machine's links and tasks cost, and how many workers hold what lies on each kind."""
 
-    bytes_over: by how much a task's operands and result exceed their share of a device's memory; what fits goes before
-    what is fast.
+    is_cluster: bool
+    link_bytes_per_s: float
+    task_seconds: float
+    holders: tuple[tuple[str, int], ...]
+
+    @property
+    def holding(self) -> dict[str, int]:
+        return dict(self.holders)
+
+
+def setting_of(machine: Machine) -> Setting:
+    """The machine without its devices."""
+    holders = tuple((kind, len(machine.of_kind(kind))) for kind in ("cpu", "gpu"))
+    return Setting(machine.is_cluster, machine.link_bytes_per_s, machine.task_seconds, holders)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Places for one task at a time, an entry each, and the workers that have them. Arrays, since a plan weighs some
+    dozens of cuts on thousands of slots."""
+
+    units: tuple[Unit, ...]
+    worker: Ints
+    rates: Floats
+    half_side: Floats
+    room: Floats
+
+    def __len__(self) -> int:
+        return len(self.rates)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.units[w].name for w in self.worker)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.units[w].kind for w in self.worker)
+
+    def between(self, start: int, stop: int) -> Slots:
+        """Those from one number to another."""
+        part = slice(start, stop)
+        return Slots(self.units, self.worker[part], self.rates[part], self.half_side[part], self.room[part])
+
+
+def slots_of(units: Sequence[Unit]) -> Slots:
+    """The slots of some workers, as many for each as it runs tasks at once, the fastest first."""
+    units = tuple(sorted(units, key=lambda u: -u.rate))
+    worker = np.repeat(np.arange(len(units)), [u.threads for u in units])
+    return Slots(
+        units,
+        worker,
+        np.asarray([u.rate for u in units])[worker],
+        np.asarray([u.half_side for u in units])[worker],
+        MEMORY_SHARE * np.asarray([u.memory / u.threads for u in units])[worker],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A product's blocks along m and n, its parts along k for different slots (`layers`), and the slot of every part
+    (`owner`, row-major over batch, m, n, layers)."""
+
+    m: tuple[int, ...]
+    n: tuple[int, ...]
+    layers: int
+    owner: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A cut and what it is predicted to cost.
+
+    bytes_over: by how much the operands and the result of a task exceed its share of a device's memory; what fits goes
+    before what is fast. chain: tasks in a row, each with a part of a layer, so that they fit. strips: row strips that
+    the partial results are summed in.
     """
 
+    cut: Cut
+    slots: Slots
     bytes_over: float
     seconds: float
     bytes_moved: float
-    m: tuple[int, ...]
-    n: tuple[int, ...]
-    panels: int
-    counts: tuple[int, ...]
-    by_rows: bool
+    chain: int
+    strips: int
+
+    @property
+    def tasks(self) -> int:
+        return len(self.cut.owner) * self.chain
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """What is least is best; of like ones that with more rows of blocks, which are in one piece."""
+        return (self.bytes_over, self.seconds, self.tasks, len(self.cut.n))
 
 
 def is_small(p: Problem, home: Device, machine: Machine) -> bool:
@@ -139,144 +246,170 @@ def is_small(p: Problem, home: Device, machine: Machine) -> bool:
     return one_block and p.flops / home.rate(p.dtype) <= 4 * machine.task_seconds
 
 
-def classes(pin: str | None, machine: Machine, dtype: DType) -> list[tuple[tuple[Device, ...], float]]:
-    """The sets of devices that the pin allows, each with the factor by which it must beat the others."""
-    cpus, gpus = machine.of_kind("cpu"), machine.of_kind("gpu")
-    if pin == "cpu":
-        return [(cpus, 1.0)]
-    if pin == "gpu":
-        return [(gpus, 1.0)]
-    if pin is not None and pin.startswith("gpu:"):
-        return [((gpus[int(pin[4:])],), 1.0)]
-    if pin == "cpu+gpu":
-        return [(cpus + gpus, 1.0)]
-    able = tuple(d for d in gpus if d.computes(dtype))
-    alone = [(d, 1.0) for d in (cpus, able) if d] or [(gpus, 1.0)]
-    return [*alone, (cpus + able, MIXED_GAIN)] if len(alone) == 2 else alone
+def _sums(places: Ints, weights: Floats, length: int) -> Floats:
+    found: Floats = np.bincount(places, weights, length).astype(float)
+    return found
 
 
-def slots_of(devices: Sequence[Device], dtype: DType) -> Slots:
-    """The slots of some workers, as many for each as it runs tasks at once."""
-    every = [d for d in devices for _ in range(d.threads)]
-    return Slots(
-        tuple(d.name for d in every),
-        tuple(d.kind for d in every),
-        np.asarray([d.rate(dtype) for d in every]),
-        np.asarray([d.link for d in every]),
-        np.asarray([d.memory_bytes / d.threads for d in every]),
-    )
+class Evaluation:
+    """One cut on some slots; `choice` is what it costs, `peaks` what every worker then holds."""
 
+    def __init__(self, p: Problem, cut: Cut, slots: Slots, setting: Setting) -> None:
+        self.p, self.cut, self.slots, self.setting = p, cut, slots, setting
+        self.shape = (p.batch, len(cut.m), len(cut.n), cut.layers)
+        self.ms, self.ns = np.asarray(cut.m, dtype=float), np.asarray(cut.n, dtype=float)
+        self.worker = slots.worker[cut.owner]
+        self.is_gpu = np.asarray([u.kind == "gpu" for u in slots.units])
+        self.row = p.a_bytes / (p.batch if p.a_batched else 1) * self.ms / max(1, p.m)
+        self.column = p.b_bytes / (p.batch if p.b_batched else 1) * self.ns / max(1, p.n)
+        self.tile = p.result_bytes / p.batch * np.outer(self.ms, self.ns) / max(1, p.m * p.n)
+        self.each_tile = np.broadcast_to(self.tile[None, :, :, None], self.shape).ravel()
+        self.on_cpu = ~self.is_gpu[slots.worker]
+        self.operands_a = self._needs(self.row, 1, p.a_batched, p.a_at)
+        self.operands_b = self._needs(self.column, 2, p.b_batched, p.b_at)
 
-def best_grid(p: Problem, slots: Slots, machine: Machine) -> Choice:
-    """The cheapest of the cuts worth a look, all of the product on these slots."""
-    cpus = len(machine.of_kind("cpu"))
-    # operands are taken to lie on the CPU workers in equal shares: a CPU worker has its own share already
-    share = {"gpu": 1.0, "cpu": 1.0 - 1.0 / max(1, cpus)} if machine.is_cluster else {"gpu": 0.0, "cpu": 0.0}
-    remote = np.asarray([share[k] for k in slots.kinds])
-    options = [_evaluate(p, m, n, slots, remote, machine) for m, n in _grids(p, slots)]
-    return min(options, key=lambda c: (c.bytes_over, c.seconds, len(c.m) * len(c.n), len(c.m)))
+    def _needs(self, sizes: Floats, axis: int, batched: bool, lies_at: str) -> tuple[Floats, Floats]:
+        """Bytes of one operand that every worker needs, and those of them that come from others."""
+        batch, _, _, layers = self.shape
+        b, outer, layer = (np.arange(batch) if batched else np.zeros(batch, int)), np.arange(len(sizes)), range(layers)
+        block = (b[:, None, None] * len(sizes) + outer[None, :, None]) * layers + np.asarray(layer)
+        every = np.broadcast_to(np.expand_dims(block, 3 - axis), self.shape).ravel()
+        count, workers = int(block.max()) + 1, len(self.slots.units)
+        pairs = np.unique(self.worker * count + every)
+        who, what = pairs // count, pairs % count
+        at_home = self.is_gpu[who] == (lies_at == "gpu")
+        users = np.maximum(1, np.bincount(what[at_home], minlength=count))
+        size = np.tile(np.repeat(sizes / layers, layers), count // (len(sizes) * layers))[what]
+        crossing = size * np.where(at_home, 1 - 1 / users[what], 1.0) if self.setting.is_cluster else 0 * size
+        return _sums(who, size, workers), _sums(who, crossing, workers)
 
+    @property
+    def crossing(self) -> Floats:
+        """Bytes of the operands that come to every worker."""
+        return self.operands_a[1] + self.operands_b[1]
 
-def _grids(p: Problem, slots: Slots) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Cuts worth a look: as the operands lie, and even ones, near-square for the output, of a few tiles a slot."""
-    most = TILES_PER_SLOT * len(slots)
-    found = [(p.m_blocks, p.n_blocks)] if len(p.m_blocks) * len(p.n_blocks) <= 4 * most else []
-    per_slot = 1.0 if p.batch == 1 else 1.0 / p.batch
-    for tiles in sorted({max(1, round(len(slots) * per_slot * f)) for f in (1, 1.5, 2, 3, TILES_PER_SLOT)} | {1, 2}):
-        for gm in _divisors(tiles):
-            gn = tiles // gm
-            if gm <= max(1, p.m) and gn <= max(1, p.n) and _near_square(p, gm, gn):
-                found.append((even(p.m, gm), even(p.n, gn)))
-    # where memory is scarce: tiles whose results take half of a task's room
-    room = MEMORY_SHARE * float(slots.memory.min())
-    side = min(max(1, math.ceil(math.sqrt(4 * p.itemsize * p.m * p.n / room))), max(1, p.m), max(1, p.n))
-    found.append((even(p.m, side), even(p.n, side)))
-    return list(dict.fromkeys(found))
+    def choice(self) -> Choice:
+        """What the cut costs; chains are as long as memory demands, or longer where that hides more of the fetching."""
+        least, over = self._chain()
+        strips, sum_seconds, sum_bytes = self._adding_up()
+        moved = float(self.crossing.sum()) + sum_bytes
+        hides = moved > 0 and self.is_gpu[self.worker].any() and 4 * least * self.cut.layers <= self.p.k
+        options = [
+            (float(self.slot_seconds(chain).max()) + self._cutting(chain), chain)
+            for chain in [least * times for times in ((1, 2, 4) if hides else (1,))]
+        ]
+        seconds, chain = min(options)
+        return Choice(self.cut, self.slots, over, seconds + sum_seconds, moved, chain, strips)
 
+    # -- memory
 
-def _divisors(n: int) -> list[int]:
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return small + [n // d for d in reversed(small) if d * d != n]
+    def _chain(self) -> tuple[int, float]:
+        """Tasks for each layer of a tile, so that operands and results of each fit in their slot's room, and the bytes
+        by which they still exceed it."""
+        layers = self.cut.layers
+        operands, result = (self.row[:, None] + self.column) / layers, self.tile
+        room = self._least_room()
+        if bool(np.all(operands + 2 * result <= room)):
+            return 1, 0.0
+        # what was added up so far, the new product, and the buffer in which its parts are made
+        chain = math.ceil(float(np.max(operands / np.maximum(room - 3 * result, room / 8))))
+        chain = min(max(1, self.p.k // layers), max(1, chain))
+        return chain, max(0.0, float(np.max(operands / chain + 3 * result - room)))
 
+    def _least_room(self) -> Floats:
+        """For every (m, n) block, the room of the slot that has least of those that compute parts of it."""
+        rooms: Floats = self.slots.room[self.cut.owner].reshape(self.shape).min(axis=(0, 3))
+        return rooms
 
-def _near_square(p: Problem, gm: int, gn: int) -> bool:
-    side_m, side_n = p.m / gm, p.n / gn
-    return max(gm, gn) <= 2 or max(side_m, side_n) <= 8 * max(1.0, min(side_m, side_n))
+    def working_bytes(self, chain: int) -> Floats:
+        """Bytes of the largest task of every worker, on all of its threads at once."""
+        operands = (self.row[:, None] + self.column) / (self.cut.layers * chain)
+        each = np.broadcast_to((operands + self.tile)[None, :, :, None], self.shape).ravel()
+        found = np.zeros(len(self.slots.units))
+        np.maximum.at(found, self.worker, each)
+        threads: Floats = found * np.asarray([u.threads for u in self.slots.units])
+        return threads
 
+    def peaks(self, choice: Choice) -> dict[str, int]:
+        """Bytes that every worker in use holds at the most: the operands that it needs, its tiles, one more of them in
+        the making on every thread. What does not fit goes to its disk, or from a GPU to its host, so that it is never
+        more than the worker's memory."""
+        results = np.bincount(self.worker, self.each_tile, len(self.slots.units))
+        in_work = np.zeros(len(self.slots.units))
+        np.maximum.at(in_work, self.worker, self.each_tile)
+        held = self.operands_a[0] + self.operands_b[0] + results
+        units = self.slots.units
+        return {
+            units[w].name: int(min(held[w] + in_work[w] * (choice.chain > 1) * units[w].threads, units[w].memory))
+            for w in np.unique(self.worker)
+        }
 
-def _evaluate(
-    p: Problem, m: tuple[int, ...], n: tuple[int, ...], slots: Slots, remote: Floats, machine: Machine
-) -> Choice:
-    """Seconds and bytes of one cut: every slot computes its tiles and fetches the operands that they need.
+    # -- seconds
 
-    remote: the share of the operands' bytes that a slot must fetch from other workers.
-    """
-    gm, gn = len(m), len(n)
-    tiles = p.batch * gm * gn
-    counts = deal(tiles, slots.rates)
-    panels, over = _panels(p, gm, gn, MEMORY_SHARE * float(slots.memory[counts > 0].min()))
-    row, column = p.a_bytes / (p.batch * gm), p.b_bytes / (p.batch * gn)
-    computing = counts * (panels * machine.task_seconds + p.flops / tiles / slots.rates)
-    results = counts * (p.itemsize * p.m * p.n / (gm * gn))
-    choices = []
-    for by_rows in (True, False):
-        operands = _operand_bytes(counts, gm, gn, row, column, by_rows)
-        crossing = operands * remote
-        times = computing + crossing / machine.link_bytes_per_s + (operands + results) / slots.links
-        choices.append((float(times.max()), float(crossing.sum()), not by_rows))
-    seconds, moved, by_columns = min(choices)
-    seconds += _cutting(p, m, n, len(slots), machine) + (panels > 1) * 2 * machine.task_seconds
-    return Choice(over, seconds, moved, m, n, panels, tuple(counts.tolist()), not by_columns)
+    def slot_seconds(self, chain: int) -> Floats:
+        """Seconds until every slot is done with its tiles, none for those that have none."""
+        p, slots, owner = self.p, self.slots, self.cut.owner
+        side = np.minimum(np.minimum.outer(self.ms, self.ns), max(1.0, p.k / (self.cut.layers * chain)))
+        flops = np.outer(self.ms, self.ns) * (p.flops / max(1, p.m * p.n) / (p.batch * self.cut.layers))
+        flops, side = (np.broadcast_to(x[None, :, :, None], self.shape).ravel() for x in (flops, side))
+        slowing = 1 + slots.half_side[owner] / np.maximum(side, 1)
+        count = np.bincount(owner, minlength=len(slots))
+        computing = _sums(owner, flops * slowing / slots.rates[owner], len(slots))
+        computing += count * chain * self.setting.task_seconds
+        pieces = max(len(p.k_blocks), self.cut.layers * chain) / self.cut.layers
+        computing += _sums(owner, self.each_tile * (pieces - 1) / COPY_BYTES_PER_S, len(slots)) * self.on_cpu
+        fetching = self._fetching()[slots.worker]
+        tiles = np.maximum(1, count * chain)
+        first = np.where(self.on_cpu, fetching, fetching / tiles)
+        seconds: Floats = first + np.maximum(computing, fetching - first + computing / tiles) + self._copying()
+        return np.where(count > 0, seconds, 0.0)
 
+    def _fetching(self) -> Floats:
+        """Seconds that each worker waits for what comes from others: its own link, or those of the senders, if few."""
+        found = self.crossing / self.setting.link_bytes_per_s
+        for total, kind in ((self.operands_a[1].sum(), self.p.a_at), (self.operands_b[1].sum(), self.p.b_at)):
+            senders = max(1, self.setting.holding[kind])
+            found = np.maximum(found, np.where(found > 0, total / senders / self.setting.link_bytes_per_s, 0.0))
+        return found
 
-def deal(tiles: int, rates: Floats | Sequence[float]) -> NDArray[np.int64]:
-    """Equal tiles dealt to slots so that the last one is done as early as can be.
+    def _copying(self) -> Floats:
+        """Seconds of every slot to get operands into a GPU's memory and results out."""
+        if not self.is_gpu.any():
+            return np.zeros(len(self.slots))
+        p = self.p
+        into = sum(o[1 if at == "gpu" else 0] for o, at in ((self.operands_a, p.a_at), (self.operands_b, p.b_at)))
+        out_of = np.bincount(self.worker, self.each_tile, len(self.slots.units))
+        links = np.asarray([u.link for u in self.slots.units])
+        seconds: Floats = ((into + out_of) / links)[self.slots.worker]
+        return seconds
 
-    Within a time T a slot does floor(T * rate) tiles; T is found by bisection, and tiles beyond the wanted number are
-    taken from the slots that would end last.
+    def _adding_up(self) -> tuple[int, float, float]:
+        """Strips, seconds and bytes of adding up the layers: all of a tile on one worker, or a strip on each."""
+        layers = self.cut.layers
+        if layers == 1:
+            return 1, 0.0, 0.0
+        tiles = self.worker.reshape(-1, layers)
+        apart = 1 + (np.diff(np.sort(tiles, axis=1), axis=1) > 0).sum(axis=1)
+        sizes = np.broadcast_to(self.tile.ravel(), (self.p.batch, self.tile.size)).ravel()
+        moved = float((sizes * (apart - 1)).sum()) if self.setting.is_cluster else 0.0
+        workers, task = len(np.unique(self.worker)), self.setting.task_seconds
+        per_slot = len(tiles) * layers / len(np.unique(self.cut.owner))
+        each = float(sizes.mean()) * layers / COPY_BYTES_PER_S
+        shared = moved / workers / self.setting.link_bytes_per_s + per_slot * ((layers + 1) * task + each / layers)
+        summers = min(len(tiles), workers)
+        alone = moved / summers / self.setting.link_bytes_per_s + math.ceil(len(tiles) / summers) * (task + each)
+        if shared < alone and self.ms.min() >= layers:
+            return layers, shared, moved
+        return 1, alone, moved
 
-    >>> deal(8, [3.0, 1.0])
-    array([6, 2])
-    """
-    r = np.asarray(rates, dtype=float) / np.sum(rates)
-    low, high = 0.0, float(tiles + len(r))  # at `high` even rounding down leaves enough
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if np.floor(middle * r).sum() >= tiles else (middle, high)
-    counts = np.floor(high * r * (1 + 1e-12)).astype(np.int64)
-    excess = int(counts.sum()) - tiles
-    if excess:
-        last = np.argsort(-counts / r, kind="stable")
-        counts[last[counts[last] > 0][:excess]] -= 1
-    return counts
-
-
-def _operand_bytes(counts: NDArray[np.int64], gm: int, gn: int, row: float, column: float, by_rows: bool) -> Floats:
-    """Bytes of the operands that each slot's run of tiles needs; a run goes along block rows, or block columns."""
-    along, line_bytes, along_bytes = (gn, row, column) if by_rows else (gm, column, row)
-    end = np.cumsum(counts)
-    spanned = (end - 1) // along - (end - counts) // along + 1
-    needed: Floats = (counts > 0) * (spanned * line_bytes + np.minimum(along, counts) * along_bytes)
-    return needed
-
-
-def _panels(p: Problem, gm: int, gn: int, room: float) -> tuple[int, float]:
-    """Runs of k that are summed apart, so that a task's operands and its result (twice: the sum and what is added)
-    fit in the room, and the bytes by which they still exceed it."""
-    operands = p.a_bytes / (p.batch * gm) + p.b_bytes / (p.batch * gn)
-    result = 2 * p.itemsize * p.m * p.n / (gm * gn)
-    most = len(p.k_blocks) if len(p.k_blocks) > 1 else max(1, p.k)
-    panels = min(most, max(1, math.ceil(operands / max(room - result, room / 4))))
-    return panels, max(0.0, operands / panels + result - room)
-
-
-def _cutting(p: Problem, m: Sequence[int], n: Sequence[int], slots: int, machine: Machine) -> float:
-    """Seconds to cut operands that lie otherwise; a source is made as it is wanted."""
-    seconds = 0.0
-    for blocks, wanted, size, free in (
-        (p.m_blocks, m, p.a_bytes, p.free_a),
-        (p.n_blocks, n, p.b_bytes, p.free_b),
-    ):
-        if tuple(blocks) != tuple(wanted) and not free:
-            seconds += (size / COPY_BYTES_PER_S + len(wanted) * len(p.k_blocks) * machine.task_seconds) / slots
-    return seconds
+    def _cutting(self, chain: int) -> float:
+        """Seconds to cut operands that lie otherwise; a source is made as it is wanted."""
+        p, seconds = self.p, 0.0
+        for blocks, wanted, size, free in (
+            (p.m_blocks, self.cut.m, p.a_bytes, p.a_free),
+            (p.n_blocks, self.cut.n, p.b_bytes, p.b_free),
+        ):
+            if (tuple(blocks) != tuple(wanted) or len(p.k_blocks) < self.cut.layers * chain) and not free:
+                pieces = len(wanted) * max(len(p.k_blocks), self.cut.layers * chain)
+                seconds += size / COPY_BYTES_PER_S + pieces * self.setting.task_seconds
+        return seconds / len(np.unique(self.cut.owner))

@@ -16,7 +16,6 @@ import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import dask
@@ -26,15 +25,13 @@ from dask.base import get_annotations
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from taskgraph.chunks import numblocks, offsets, refine
+from taskgraph.chunks import numblocks, offsets
 from taskgraph.expr import Chunks, DType, Expr, digest, topological
 from taskgraph.passes import Group, align, group, is_number, is_small
 from taskgraph.plan import SPAN, TAG, Plan, ProductPlan, TaskTag
+from taskgraph.product_tasks import Key, needed_by, product_layers
 from taskgraph.program import compile_nodes, number
 from workers.device_tile import run, to_host
-from workers.kernels import gemm_panel, tree_add
-
-Key = Any  # (name, i, j, ...): a tuple of strings and numbers, which Dask's own type does not admit
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,7 @@ class _Layers:
     layers: dict[str, Any] = field(default_factory=dict)
     dependencies: dict[str, set[str]] = field(default_factory=dict)
     names: dict[Expr, str] = field(default_factory=dict)
+    near: dict[Expr, Callable[[tuple[int, ...]], str | None]] = field(default_factory=dict)
 
     def add(self, name: str, tasks: dict[Key, Any], needs: set[str], tag: TaskTag | Callable[[Key], TaskTag]) -> None:
         self.layers[name] = MaterializedLayer(tasks, annotations={**_span(), TAG: tag})
@@ -112,7 +110,7 @@ def lower(plan: Plan, keep: Sequence[bool] = ()) -> Lowered:
     """
     plan = align(plan)
     groups = group(plan)
-    done = _Layers(plan)
+    done = _Layers(plan, near=_near(plan))
     # Dask's peer-to-peer rechunking places its outputs itself; as plain tasks they are placed like all others.
     with dask.config.set({"array.rechunk.method": "tasks"}):
         if is_small(plan, groups):
@@ -154,6 +152,31 @@ def _tag(done: _Layers, node: Expr) -> TaskTag:
     return tag
 
 
+def _near(plan: Plan) -> dict[Expr, Callable[[tuple[int, ...]], str | None]]:
+    """For every operand of a product, the worker whose tile needs a block; of several products, the first."""
+    found: dict[Expr, Callable[[tuple[int, ...]], str | None]] = {}
+    for node, planned in plan.products.items():
+        for side, x in enumerate(node.inputs):
+            if x not in found and len(set(planned.slots)) > 1:
+                found[x] = needed_by(node, planned, side)
+    return found
+
+
+def _made_near(done: _Layers, node: Expr) -> TaskTag | Callable[[Key], TaskTag]:
+    """The tags of tasks that need nothing: they may as well run where a tile needs what they make. (A hint: another
+    worker without work of its own takes them, as it takes tiles.)"""
+    tag, near = _tag(done, node), done.near.get(node)
+    kinds = {d.name: d.kind for d in done.plan.machine.devices}
+    if near is None or "slot" in tag:
+        return tag
+
+    def of(key: Key) -> TaskTag:
+        worker = near(key[1:])
+        return TaskTag(**tag, near=worker) if worker is not None and kinds.get(worker) == tag["kind"] else tag
+
+    return of
+
+
 # -- elementwise groups and sources ------------------------------------------------------------------------------------
 
 
@@ -180,7 +203,7 @@ def _lower_blocks(done: _Layers, g: Group) -> None:
     for index in _blocks(node.chunks):
         key = (name, *index)
         tasks[key] = Task(key, run, program, *[make(index) for make in makers])
-    done.add(name, tasks, needs, _tag(done, node))
+    done.add(name, tasks, needs, _tag(done, node) if needs else _made_near(done, node))
 
 
 def _argument(done: _Layers, a: Expr | Chunks) -> Callable[[tuple[int, ...]], Any]:
@@ -212,7 +235,7 @@ def _lower_constant(done: _Layers, node: Expr) -> None:
         block = value[tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))]
         key = (name, *index)
         tasks[key] = Task(key, run, _held, block) if tag["kind"] == "gpu" else DataNode(key, block)
-    done.add(name, tasks, set(), tag)
+    done.add(name, tasks, set(), _made_near(done, node))
 
 
 def _held(xp: Any, block: Any) -> Any:
@@ -261,91 +284,13 @@ def _lower_part(done: _Layers, node: Expr) -> None:
 
 
 def _lower_product(done: _Layers, node: Expr, planned: ProductPlan) -> None:
-    """One task a tile: all of k, or, where k runs in panels apart, one a panel and one that adds them up."""
+    """The tasks of a product, under a name that says how it is cut and summed."""
     a, b = node.inputs
-    ta, tb = node.params["ta"], node.params["tb"]
-    cuts = tuple(x.chunks[-2 if first else -1] for x, first in ((a, ta), (b, not tb)))
-    runs = _runs(len(planned.grid.k), planned.panels) if planned.panels > 1 else [slice(None)]
-    kernel = partial(_tile, ta=ta, tb=tb, cuts=None if cuts[0] == cuts[1] else cuts)
-    needs = {done.names[a], done.names[b]}
-    planned = replace(planned, name=done.name(node, sorted(needs), planned.panels))
-    name = planned.name
-    parts = name if len(runs) == 1 else f"{node.label}-partial-{digest(name)}"
-    lines_a, lines_b = _lines(done, a, ta), _lines(done, b, not tb)
-    tasks: dict[Key, Any] = {}
-    sums: dict[Key, Any] = {}
-    tags: dict[Key, TaskTag] = {}
-    for tile, index in enumerate(_blocks(node.chunks)):
-        *batch, i, j = index
-        line_a, line_b = lines_a[_broadcast_lead(a, batch), i], lines_b[_broadcast_lead(b, batch), j]
-        pieces = []
-        for panel, ks in enumerate(runs):
-            key: Key = (parts, *index) if len(runs) == 1 else (parts, *index, panel)
-            tasks[key] = Task(key, run, kernel, *line_a[ks], *line_b[ks])
-            tags[key] = planned.tag(tile, (*index, panel))
-            pieces.append(TaskRef(key))
-        if len(runs) > 1:
-            key = (name, *index)
-            sums[key] = Task(key, run, _add_up, *pieces)
-            tags[key] = planned.tag(tile, (*index, len(runs)))
-    done.add(parts, tasks, needs, tags.__getitem__)
-    if sums:
-        done.add(name, sums, {parts}, tags.__getitem__)
-
-
-def _runs(blocks: int, panels: int) -> list[slice]:
-    """The k blocks divided into that many runs in a row."""
-    ends = [blocks * p // panels for p in range(panels + 1)]
-    return [slice(s, e) for s, e in itertools.pairwise(ends) if e > s]
-
-
-def _lines(done: _Layers, x: Expr, inner_first: bool) -> dict[tuple[Any, int], list[TaskRef]]:
-    """For every block row of a left operand (block column of a right one), its blocks along k: made once, used by all
-    the tiles that it meets."""
-    name, (*lead, first, second) = done.names[x], numblocks(x.chunks)
-    inner, outer = (first, second) if inner_first else (second, first)
-    return {
-        (at, o): [TaskRef((name, *at, *((k, o) if inner_first else (o, k)))) for k in range(inner)]
-        for at in itertools.product(*map(range, lead))
-        for o in range(outer)
-    }
-
-
-def _broadcast_lead(x: Expr, batch: list[int]) -> tuple[int, ...]:
-    own = batch[len(batch) - (x.ndim - 2) :] if x.ndim > 2 else []
-    return tuple([i if len(c) > 1 else 0 for i, c in zip(own, x.chunks[:-2], strict=True)])
-
-
-def _tile(xp: Any, *tiles: Any, ta: bool, tb: bool, cuts: tuple[tuple[int, ...], ...] | None) -> Any:
-    """A tile of a product: the blocks of a's line along k, then those of b's.
-
-    cuts: how the two are cut along k, None where alike; otherwise each is looked at through views between all
-    boundaries of both.
-    """
-    if cuts is None:
-        half = len(tiles) // 2
-        return gemm_panel(xp, tiles[:half], tiles[half:], transpose_a=ta, transpose_b=tb)
-    of_a, of_b = cuts
-    both = refine(of_a, of_b)
-    left = _views(tiles[: len(of_a)], of_a, both, along_rows=ta)
-    right = _views(tiles[len(of_a) :], of_b, both, along_rows=not tb)
-    return gemm_panel(xp, left, right, transpose_a=ta, transpose_b=tb)
-
-
-def _views(tiles: Any, sizes: tuple[int, ...], finer: tuple[int, ...], *, along_rows: bool) -> list[Any]:
-    """The tiles, cut along k further; a tile's boundaries are among those of the finer cut."""
-    views, at, tile = [], 0, 0
-    for size in finer:
-        while at == sizes[tile] and size:  # this one is used up, or was empty from the start
-            at, tile = 0, tile + 1
-        part = slice(at, at + size)
-        views.append(tiles[tile][(..., part, slice(None)) if along_rows else (..., part)])
-        at += size
-    return views
-
-
-def _add_up(xp: Any, *parts: Any) -> Any:
-    return tree_add(xp, parts)
+    needs = done.names[a], done.names[b]
+    sums = [planned.chains(tile) for tile in range(len(planned.slots) // planned.panels)] if planned.panels > 1 else []
+    name = done.name(node, sorted(set(needs)), planned.grid.k, planned.strips, sums)
+    for layer in product_layers(node, replace(planned, name=name), name, *needs):
+        done.add(layer.name, layer.tasks, layer.needs, layer.tags.__getitem__)
 
 
 # -- everything else: dask.array ---------------------------------------------------------------------------------------

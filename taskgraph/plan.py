@@ -1,10 +1,9 @@
 """Plans: which grid and which workers every product gets.
 
 Design note. The plan walks the graph once, from the inputs up. For each product it weighs the classes of devices that
-its pin allows (the CPU workers, the GPUs, both) and, for each, some grids; it predicts the seconds of each choice from
-the measured rates, the cost of a task and the bytes that must move, and takes the least (cost.py). Tiles are dealt out
-in proportion to speed, in runs along rows or columns of the grid, whichever moves fewer bytes, so that the tiles of one
-block row (or column) share a worker and its copy of the operand.
+its pin allows (the CPU workers, the GPUs, both), and for each some grids on the fastest of its slots (grids.py); it
+predicts the seconds of each choice from the measured rates, the cost of a task and the bytes that must move (cost.py),
+and takes the least of those that fit in memory.
 
 The result holds the graph with every product's operands cut as its grid demands (`rechunk` expressions, so that the
 cost is seen), and what was decided. All of it is data, made from shapes alone.
@@ -12,15 +11,46 @@ cost is seen), and what was decided. All of it is data, made from shapes alone.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NotRequired, TypedDict
 
-from taskgraph.cost import Choice, Problem, best_grid, classes, even, is_small, problem_of, slots_of
-from taskgraph.expr import DType, Expr, bind, consumers, labelled, pinned, rewrite, topological, with_inputs
-from taskgraph.machine import Machine
+import numpy as np
+from dask.utils import format_bytes
+
+from taskgraph.bounds import area_bound, communication_bound
+from taskgraph.chunks import refine
+from taskgraph.cost import (
+    Choice,
+    Cut,
+    Evaluation,
+    Problem,
+    Setting,
+    Unit,
+    even,
+    is_small,
+    problem_of,
+    setting_of,
+    slots_of,
+    unit_of,
+)
+from taskgraph.expr import DType, Expr, bind, consumers, describe, labelled, pinned, rewrite, topological, with_inputs
+from taskgraph.grids import solve
+from taskgraph.machine import Device, Machine
 from taskgraph.primitives import find
+
+#: A panel may be so much longer than others, where borders of the operands' blocks then are its own (chosen: cutting
+#: costs a task a block, waiting for the longest panel a share of its time).
+UNEVEN_PANELS = 1.25
+
+#: A source that several workers need is cut along k, so that not one of them makes and sends all of it: in so many
+#: parts at the most, none shorter (chosen: each costs a task and a pass over the tile; see cost.HALF_RATE_SIDE).
+MOST_SHARES, SHORTEST_SHARE = 4, 512
+
+#: Workers named in one line of a summary or of an error.
+MOST_SHOWN = 12
 
 #: The Dask annotation under which every task of ours carries its `TaskTag`.
 TAG = "taskgraph"
@@ -35,6 +65,7 @@ class TaskTag(TypedDict):
 
     kind: the device class, "cpu" or "gpu", on whose workers alone the task may run.
     slot: the name of the worker that the plan chose for a product's tile, absent where any of the class will do.
+    near: for a block of an operand that has to be made anyway: the worker whose tile needs it.
     pinned: the user named the slot (`tg.device("gpu:1")`): no other worker of the class takes it while it is alive.
     product, grid, tile: name of the product, its grid (gm, gn, gk), and the tile's place in it (i, j, k), behind the
     blocks of leading axes where the product is batched.
@@ -42,6 +73,7 @@ class TaskTag(TypedDict):
 
     kind: str
     slot: NotRequired[str]
+    near: NotRequired[str]
     pinned: NotRequired[bool]
     product: NotRequired[str]
     grid: NotRequired[tuple[int, int, int]]
@@ -69,10 +101,16 @@ class TileGrid:
 class ProductPlan:
     """What was decided for one product.
 
-    batch: blocks of leading axes (1 for a plain matrix product). panels: how many runs of k are summed apart, each in
-    a task of its own. slots: for every tile, in row-major order of (batch, i, j), the worker that it is meant for, or
-    None for any of its class; kinds: its class. seconds and bytes_moved are predictions: seconds for the product alone
-    on an idle machine, bytes between workers.
+    batch: blocks of leading axes (1 for a plain matrix product). grid: `grid.k` are panels of k, each multiplied in a
+    task of its own. slots: for every part (a tile's panel), in row-major order of (batch, i, j, panel), the worker that
+    it is meant for, or None for any of its class; kinds: its class. Panels of a tile that follow each other on one slot
+    go in a chain, each adding to what the one before gave; what different slots give is added up, always in the same
+    order, in `strips` runs of rows of the tile, each on the worker that made one of the parts; so the result has blocks
+    of `grid.m` cut in strips.
+
+    seconds, bytes_moved and peak_bytes are predictions: seconds for the product alone on an idle machine, bytes between
+    workers, bytes that every worker in use holds at the most. area_seconds and bytes_bound are what no plan can beat:
+    all devices that it may use at full speed, and bounds.communication_bound for the workers that it uses.
     """
 
     name: str
@@ -82,13 +120,16 @@ class ProductPlan:
     dtype: DType
     batch: int
     grid: TileGrid
-    panels: int
+    strips: int
     slots: tuple[str | None, ...]
     kinds: tuple[str, ...]
     pinned: bool
     flops: int
     seconds: float
+    area_seconds: float
     bytes_moved: float
+    bytes_bound: float
+    peak_bytes: Mapping[str, int]
 
     def __repr__(self) -> str:
         return f"ProductPlan({self})"
@@ -97,10 +138,25 @@ class ProductPlan:
     def kind(self) -> str:
         return "+".join(sorted(set(self.kinds)))
 
-    def tag(self, tile: int, place: tuple[int, ...]) -> TaskTag:
-        """The annotation of the task that computes part `place` of the tile with that number."""
-        tag = TaskTag(kind=self.kinds[tile], product=self.name, grid=(*self.grid.shape[:2], self.panels), tile=place)
-        slot = self.slots[tile]
+    @property
+    def panels(self) -> int:
+        return len(self.grid.k)
+
+    def chains(self, tile: int) -> list[range]:
+        """The panels of a tile, numbered in row-major order of (batch, i, j), in runs on one slot."""
+        first = tile * self.panels
+        here = slice(first, first + self.panels)
+        slots = list(zip(self.slots[here], self.kinds[here], strict=True))
+        starts = [n for n in range(self.panels) if n == 0 or slots[n] != slots[n - 1]]
+        return [range(a, b) for a, b in itertools.pairwise([*starts, self.panels])]
+
+    def tag(self, part: int, place: tuple[int, ...] | None = None) -> TaskTag:
+        """The annotation of a task for the worker of the part with that number. place: of the part that it computes;
+        without, it takes parts of tiles, or adds them up."""
+        tag = TaskTag(kind=self.kinds[part], product=self.name)
+        if place is not None:
+            tag["grid"], tag["tile"] = self.grid.shape, place
+        slot = self.slots[part]
         if slot is not None:
             tag["slot"] = slot
             if self.pinned:
@@ -108,25 +164,46 @@ class ProductPlan:
         return tag
 
     def __str__(self) -> str:
-        per_slot: dict[str, int] = {}
-        for s, k in zip(self.slots, self.kinds, strict=True):
-            per_slot[s or f"any {k}"] = per_slot.get(s or f"any {k}", 0) + 1
-        gm, gn, _ = self.grid.shape
-        where = ", ".join(f"{name}: {n}" for name, n in sorted(per_slot.items()))
+        per_slot = _count_by_worker(self)
+        gm, gn, gk = self.grid.shape
+        shown = [f"{name}: {n}" for name, n in sorted(per_slot.items(), key=lambda item: _natural(item[0]))]
+        if len(shown) > MOST_SHOWN:
+            shown[MOST_SHOWN - 1 : -1] = ["..."]
         lead = f"{self.batch} x " if self.batch > 1 else ""
         return (
-            f"{lead}({self.m}, {self.k}) @ ({self.k}, {self.n}) {self.dtype}: grid {gm}x{gn}x{self.panels}, "
-            f"{self.flops / 1e9:.3g} GFLOP in {self.seconds:.3g} s, {self.bytes_moved / 1e6:.3g} MB moved; "
-            f"tiles on {where}"
+            f"{lead}({self.m}, {self.k}) @ ({self.k}, {self.n}) {self.dtype}: grid {gm}x{gn}x{gk}, "
+            f"{self.flops / 1e9:.3g} GFLOP in {self.seconds:.3g} s (at least {self.area_seconds:.3g}), "
+            f"{self.bytes_moved / 1e6:.3g} MB moved (at least {self.bytes_bound / 1e6:.3g}), "
+            f"up to {format_bytes(max(self.peak_bytes.values(), default=0))} a worker; "
+            f"tiles on {', '.join(shown)}"
         )
+
+
+def _natural(name: str) -> tuple[str, int]:
+    head = name.rstrip("0123456789")
+    return head, int(name[len(head) :] or 0)
+
+
+def _count_by_worker(p: ProductPlan) -> dict[str, int]:
+    count: dict[str, int] = {}
+    for slot, kind in zip(p.slots, p.kinds, strict=True):
+        name = slot or f"any {kind}"
+        count[name] = count.get(name, 0) + 1
+    return count
+
+
+class InfeasiblePlan(ValueError):
+    """No cut of a product fits the memory of the devices that it may use; the message says what would."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The graph as it will run, and for every product of it what was decided.
 
-    makespan: predicted seconds of the products one after another. bytes_moved: predicted bytes between workers for
-    their operands. tiles: tiles of products per worker ("any cpu" where the plan leaves the choice to the moment).
+    makespan: predicted seconds of the products one after another; area_bound: with all devices at full speed all the
+    time. bytes_moved: predicted bytes between workers for their operands and partial results; bytes_bound: the least
+    that their number needs. peak_bytes: for each worker, the most that it holds for any one product. tiles: tiles (and
+    panels apart) of products per worker ("any cpu" where the plan leaves the choice to the moment).
     """
 
     roots: tuple[Expr, ...]
@@ -138,16 +215,31 @@ class Plan:
         return math.fsum(p.seconds for p in self.products.values())
 
     @property
+    def area_bound(self) -> float:
+        return math.fsum(p.area_seconds for p in self.products.values())
+
+    @property
     def bytes_moved(self) -> float:
         return math.fsum(p.bytes_moved for p in self.products.values())
+
+    @property
+    def bytes_bound(self) -> float:
+        return math.fsum(p.bytes_bound for p in self.products.values())
+
+    @property
+    def peak_bytes(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for p in self.products.values():
+            for name, size in p.peak_bytes.items():
+                found[name] = max(size, found.get(name, 0))
+        return found
 
     @property
     def tiles(self) -> dict[str, int]:
         count: dict[str, int] = {}
         for p in self.products.values():
-            for slot, kind in zip(p.slots, p.kinds, strict=True):
-                name = slot or f"any {kind}"
-                count[name] = count.get(name, 0) + 1
+            for name, n in _count_by_worker(p).items():
+                count[name] = count.get(name, 0) + n
         return count
 
     def kind_of(self, node: Expr) -> str:
@@ -162,7 +254,10 @@ class Plan:
         )
         lines = [f"plan for {len(self.machine.devices)} device(s): {devices}"]
         lines += [f"  {p}" for p in self.products.values()] or ["  no products"]
-        lines.append(f"  products together: {self.makespan:.3g} s, {self.bytes_moved / 1e6:.3g} MB between workers")
+        lines.append(
+            f"  products together: {self.makespan:.3g} s (all devices at full speed: {self.area_bound:.3g}), "
+            f"{self.bytes_moved / 1e6:.3g} MB between workers (at least {self.bytes_bound / 1e6:.3g})"
+        )
         return "\n".join(lines)
 
     __str__ = summary
@@ -171,7 +266,8 @@ class Plan:
 def plan(roots: Sequence[Expr], machine: Machine) -> Plan:
     """Choose a grid and workers for every product that the roots need: pure, nothing runs.
 
-    Raises ValueError where an expression is pinned to a device that the machine lacks.
+    Raises ValueError where an expression is pinned to a device that the machine lacks, InfeasiblePlan where a product
+    fits in no way into the memory of the devices that it may use.
     """
     order = topological(roots)
     users = consumers(order)
@@ -183,7 +279,7 @@ def plan(roots: Sequence[Expr], machine: Machine) -> Plan:
         new = with_inputs(node, inputs)
         if node.op.kind != "product":
             return new
-        decided = choose(new, machine)
+        decided = choose(new, machine, *[_lies_at(i, products, machine) for i in inputs])
         often = [len(users[i]) > 1 for i in node.inputs]
         new = _cut(new, decided, often)
         products[new] = replace(decided, name=new.name)
@@ -198,66 +294,147 @@ def _check_pin(node: Expr, machine: Machine) -> None:
     if pin.startswith("gpu") and (not gpus or (":" in pin and int(pin[4:]) >= len(gpus))):
         have = f"only {len(gpus)} GPU-pinned worker(s)" if gpus else "no GPU-pinned worker"
         raise ValueError(
-            f"'{node.op.name}' is pinned to {pin!r}, but this machine has {have}; connect to a cluster that has it "
-            "(tg.LocalCluster(gpus=...), or emulated_gpus=... to try it), or take the pin away"
+            f"'{node.op.name}' is pinned to {pin!r}, but this machine has {have} (it has {_listed(machine)}); connect "
+            "to a cluster that has it (tg.LocalCluster(gpus=...), or emulated_gpus=... to try it), or take the pin away"
         )
-    if pin == "cpu" and not machine.of_kind("cpu"):
-        raise ValueError(f"'{node.op.name}' is pinned to 'cpu', but this machine has no CPU worker")
+    if pin in ("cpu", "cpu+gpu") and not machine.of_kind("cpu"):
+        raise ValueError(
+            f"'{node.op.name}' is pinned to {pin!r}, but this machine has no CPU worker (it has {_listed(machine)})"
+        )
+
+
+def _listed(machine: Machine) -> str:
+    names = [d.name for d in machine.devices]
+    return ", ".join(names if len(names) <= MOST_SHOWN else [*names[: MOST_SHOWN - 1], "...", names[-1]])
+
+
+def _lies_at(x: Expr, products: Mapping[Expr, ProductPlan], machine: Machine) -> str:
+    """The kind of the workers on which an operand lies: where its product was planned, or where it is pinned."""
+    base = x.inputs[0] if x.op.name == "rechunk" else x
+    kind = products[base].kind if base in products else "gpu" if (x.device or "").startswith("gpu") else machine.home
+    return kind if kind in ("cpu", "gpu") and machine.of_kind(kind) else machine.home
 
 
 # -- one product -------------------------------------------------------------------------------------------------------
 
 
-def choose(node: Expr, machine: Machine) -> ProductPlan:
-    """The cheapest choice for one product: over classes of devices, and for each over grids."""
-    p = problem_of(node)
+def choose(node: Expr, machine: Machine, a_at: str | None = None, b_at: str | None = None) -> ProductPlan:
+    """The cheapest choice for one product: over classes of devices, and for each over its slots and over grids.
+
+    a_at, b_at: the kind of the workers on which the operands lie.
+    """
+    p = problem_of(node, a_at or machine.home, b_at or machine.home)
+    setting = setting_of(machine)
     home = machine.of_kind(machine.home)
-    if node.device in (None, machine.home) and is_small(p, home[0], machine):
-        seconds = machine.task_seconds + p.flops / home[0].rate(p.dtype)
-        alone = Choice(0.0, seconds, 0.0, p.m_blocks, p.n_blocks, 1, (1,), True)
-        return _decided(p, alone, (None,), (machine.home,), False)
-    options = []
-    for order, (devices, handicap) in enumerate(classes(node.device, machine, p.dtype)):
-        slots = slots_of(devices, p.dtype)
-        choice = best_grid(p, slots, machine)
-        options.append((choice.bytes_over, choice.seconds / handicap, order, choice, slots))
-    *_, choice, slots = min(options, key=lambda o: o[:3])
     is_pinned = ":" in (node.device or "")
-    if sum(choice.counts) == 1 and set(slots.kinds) == {machine.home} and not is_pinned:
-        return _decided(p, choice, (None,) * len(slots), slots.kinds, False)  # let the moment decide
-    return _decided(p, choice, slots.names, slots.kinds, is_pinned)
+    if node.device in (None, machine.home) and is_small(p, home[0], machine):
+        cut = Cut(p.m_blocks, p.n_blocks, 1, np.zeros(1, dtype=np.int64))
+        slots = slots_of([unit_of(home[0], p.dtype)])
+        seconds = machine.task_seconds + p.flops / home[0].rate(p.dtype)
+        choice = Choice(cut, slots, 0.0, seconds, 0.0, 1, 1)
+    else:
+        groups = [[unit_of(d, p.dtype) for d in devices] for devices in classes(node.device, machine, p.dtype)]
+        choice = solve(p, tuple(map(tuple, groups)), setting)
+        if choice.bytes_over:
+            choice = solve(p, tuple(tuple(_roomy(units)) for units in groups), setting)
+        _check_memory(node, p, choice, setting)
+    free = len(choice.cut.owner) == 1 and not is_pinned and choice.slots.kinds[choice.cut.owner[0]] == machine.home
+    return _decided(node, p, choice, machine, free=free, is_pinned=is_pinned)
 
 
-def _decided(p: Problem, c: Choice, names: Sequence[str | None], kinds: Sequence[str], is_pinned: bool) -> ProductPlan:
-    """The choice with its tiles handed out: each slot's run of them, along rows or columns of the grid."""
-    gm, gn = len(c.m), len(c.n)
-    run = [slot for slot, count in enumerate(c.counts) for _ in range(count)]
-    order = range(len(run)) if c.by_rows else _by_columns(p.batch, gm, gn)
-    placed = dict(zip(order, run, strict=True))
+def classes(pin: str | None, machine: Machine, dtype: DType) -> list[tuple[Device, ...]]:
+    """The sets of devices that the pin allows."""
+    cpus, gpus = machine.of_kind("cpu"), machine.of_kind("gpu")
+    if pin is not None and pin.startswith("gpu:"):
+        return [(gpus[int(pin[4:])],)]
+    if pin is not None:
+        return [{"cpu": cpus, "gpu": gpus, "cpu+gpu": cpus + gpus}[pin]]
+    able = tuple(d for d in gpus if d.computes(dtype))
+    alone = [d for d in (cpus, able) if d] or [gpus]
+    return [*alone, cpus + able] if len(alone) == 2 else alone
+
+
+def _decided(node: Expr, p: Problem, c: Choice, machine: Machine, *, free: bool, is_pinned: bool) -> ProductPlan:
+    """The choice as a plan. free: the moment decides which worker of its kind computes it."""
+    setting = setting_of(machine)
+    owner = np.repeat(c.cut.owner, c.chain)
+    names, kinds = c.slots.names, c.slots.kinds
+    able = classes(node.device, machine, p.dtype)[-1]
     return ProductPlan(
-        name=p.name,
+        name=node.name,
         m=p.m,
         n=p.n,
         k=p.k,
         dtype=p.dtype,
         batch=p.batch,
-        grid=TileGrid(tuple(c.m), tuple(c.n), _k_blocks(p, c.panels)),
-        panels=c.panels,
-        slots=tuple(names[placed[t]] for t in range(len(run))),
-        kinds=tuple(kinds[placed[t]] for t in range(len(run))),
+        grid=TileGrid(tuple(c.cut.m), tuple(c.cut.n), panel_sizes(p, c.cut.layers * c.chain)),
+        strips=c.strips,
+        slots=tuple(None if free else names[o] for o in owner),
+        kinds=tuple(kinds[o] for o in owner),
         pinned=is_pinned,
         flops=p.flops,
         seconds=c.seconds,
+        area_seconds=area_bound(p.flops, [d.rate(p.dtype) * d.threads for d in able]),
         bytes_moved=c.bytes_moved,
+        bytes_bound=_bytes_bound(p, c) if machine.is_cluster else 0.0,
+        peak_bytes=Evaluation(p, c.cut, c.slots, setting).peaks(c),
     )
 
 
-def _k_blocks(p: Problem, panels: int) -> tuple[int, ...]:
-    return p.k_blocks if len(p.k_blocks) >= panels else even(p.k, panels)
+def _bytes_bound(p: Problem, c: Choice) -> float:
+    """The least that as many workers must move; all of both operands besides, where they lie on others. Memory sets no
+    bound here: what a worker has received and has no room for goes to its disk."""
+    units = {c.slots.worker[o] for o in c.cut.owner.tolist()}
+    each = len(units) / p.batch
+    bound = p.batch * communication_bound(p.m, p.n, p.k, p.itemsize, math.ceil(each)) if each > 1 else 0.0
+    kinds = {c.slots.units[u].kind for u in units}
+    return bound + (p.a_at not in kinds) * p.a_bytes + (p.b_at not in kinds) * p.b_bytes
 
 
-def _by_columns(batch: int, gm: int, gn: int) -> list[int]:
-    return [b * gm * gn + i * gn + j for b in range(batch) for j in range(gn) for i in range(gm)]
+def panel_sizes(p: Problem, panels: int) -> tuple[int, ...]:
+    """k in so many panels of about one size: borders of the operands' blocks where there are suitable ones."""
+    borders = np.cumsum(p.k_blocks)
+    ends = borders[np.abs(borders[:, None] - p.k * np.arange(1, panels + 1) / panels).argmin(axis=0)]
+    sizes = np.diff(ends, prepend=0)
+    if sizes.min() > 0 and sizes.max() <= UNEVEN_PANELS * p.k / panels:
+        return tuple(int(s) for s in sizes)
+    return even(p.k, panels)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def _roomy(units: Sequence[Unit]) -> list[Unit]:
+    """Those with most memory for a task, of each class."""
+    most = {kind: max(u.memory / u.threads for u in units if u.kind == kind) for kind in {u.kind for u in units}}
+    return [u for u in units if u.memory / u.threads == most[u.kind]]
+
+
+def _check_memory(node: Expr, p: Problem, c: Choice, setting: Setting) -> None:
+    """Raise InfeasiblePlan where the tasks at work at once on some worker need more than all of its memory. (Results at
+    rest may go to its disk; what a task works on cannot.)"""
+    if not c.bytes_over:
+        return
+    needed = Evaluation(p, c.cut, c.slots, setting).working_bytes(c.chain)
+    short = [(n - u.memory, n, u) for n, u in zip(needed, c.slots.units, strict=True) if n > u.memory]
+    if not short:
+        return
+    _, need, unit = max(short, key=lambda s: s[0])
+    gm, gn, gk = len(c.cut.m), len(c.cut.n), c.cut.layers * c.chain
+    what = {"cpu": "a CPU worker", "gpu": "a GPU"}[unit.kind]
+    raise InfeasiblePlan(
+        f"{_spoken(node)} needs {format_bytes(math.ceil(need))} on {unit.name} for one panel of a {gm}x{gn}x{gk} grid, "
+        f"{unit.name} allows {format_bytes(unit.memory)}; smallest machine that fits: {what} with "
+        f"{format_bytes(math.ceil(need))}"
+    )
+
+
+def _spoken(node: Expr) -> str:
+    """A product as the user wrote it, by the operands' names where they have some."""
+    names = [describe(x).split(" is ")[0] for x in node.inputs]
+    if all(n.startswith("'") for n in names):
+        return f"'{names[0][1:-1]} @ {names[1][1:-1]}'"
+    return f"'{node.op.name}' of {describe(node.inputs[0])} and {describe(node.inputs[1])}"
 
 
 # -- operands cut as the grid wants them -------------------------------------------------------------------------------
@@ -265,15 +442,27 @@ def _by_columns(batch: int, gm: int, gn: int) -> list[int]:
 
 def _cut(node: Expr, planned: ProductPlan, often: Sequence[bool]) -> Expr:
     """The product with its operands cut along m and n as the grid wants them. Along k they stay as they lie (a tile's
-    task takes views where the cuts of the two differ), unless k runs in panels apart."""
+    task takes views where the cuts of the two differ) but for the panels' borders; the left one has the strips."""
     grid, flags = planned.grid, (node.params["ta"], not node.params["tb"])
+    strips = tuple(s for size in grid.m for s in even(size, planned.strips))
     operands = []
-    for x, outer, inner_first, dear in zip(node.inputs, (grid.m, grid.n), flags, often, strict=True):
+    across = len(grid.n), len(grid.m)
+    for x, outer, users, inner_first, dear in zip(node.inputs, (strips, grid.n), across, flags, often, strict=True):
         lead = node.chunks[node.ndim - x.ndim : -2]
         lead = tuple((1,) if s == 1 else o for s, o in zip(x.shape[:-2], lead, strict=True))
-        k = grid.k if planned.panels > 1 or x.op.kind == "source" else x.chunks[-2 if inner_first else -1]
+        k = x.chunks[-2 if inner_first else -1]
+        if x.op.kind == "source":
+            k = _source_blocks(problem_of(node).k_blocks, users) if len(grid.k) == 1 else grid.k
+        elif len(grid.k) > 1 and not {*itertools.accumulate(grid.k)} <= {*itertools.accumulate(k)}:
+            k = refine(k, grid.k)
         operands.append(relayout(x, (*lead, *((k, outer) if inner_first else (outer, k))), dear))
     return with_inputs(node, tuple(operands))
+
+
+def _source_blocks(k_blocks: tuple[int, ...], users: int) -> tuple[int, ...]:
+    """A source's blocks along k: as the other operand's, or so many that those who use them make equal shares."""
+    k, pieces = sum(k_blocks), min(users, MOST_SHARES)
+    return even(k, pieces) if len(k_blocks) < pieces and k >= pieces * SHORTEST_SHARE else k_blocks
 
 
 def relayout(x: Expr, chunks: tuple[tuple[int, ...], ...], used_often: bool = False) -> Expr:

@@ -261,9 +261,15 @@ def said_of(plan: Plan, node: Any, key: Any) -> Said:
     planned = plan.products[node]
     if key is None:
         return Said(planned.kind, slot)
-    blocks = [range(len(c)) for c in node.chunks]
-    tile = list(itertools.product(*blocks)).index(tuple(key[1 : 1 + node.ndim]))
-    return Said(planned.kinds[tile], slot)
+    gm, gn, gk = planned.grid.shape
+    name, *index = key
+    strips = 1 if "-partial-" in name else planned.strips  # the other keys count rows of blocks in strips
+    *batch, i, j = index[: node.ndim]
+    places = itertools.product(*[range(len(c)) for c in node.chunks[:-2]], range(gm), range(gn))
+    tile = list(places).index((*batch, i // strips, j))
+    of_tile = set(planned.kinds[tile * gk : (tile + 1) * gk])
+    assert len(of_tile) == 1, planned
+    return Said(of_tile.pop(), slot)
 
 
 def needed(g: Lowered) -> set[Any]:
@@ -519,15 +525,15 @@ def slow_tiles(client: Client, seconds: float) -> None:
         def setup(self, worker: Any) -> None:
             import time
 
-            import taskgraph.lower
+            import taskgraph.product_tasks
 
-            real = taskgraph.lower.gemm_panel
+            real = taskgraph.product_tasks.gemm_panel
 
             def slow(*args: Any, **kwargs: Any) -> Any:
                 time.sleep(seconds)
                 return real(*args, **kwargs)
 
-            taskgraph.lower.gemm_panel = slow
+            taskgraph.product_tasks.gemm_panel = slow
 
     client.register_plugin(SlowTiles())
 
@@ -543,7 +549,7 @@ def long_product(pin: str | None, seed: int) -> tuple[Any, np.ndarray]:
 @pytest.fixture
 def as_operands_lie() -> Iterator[None]:
     """Cut products as their operands lie: 36 tiles of little work are more than any plan would choose."""
-    with mock.patch("taskgraph.cost._grids", lambda p, slots: [(p.m_blocks, p.n_blocks)]):
+    with mock.patch("taskgraph.grids.cuts", lambda p, slots: [(p.m_blocks, p.n_blocks, 1)]):
         yield
 
 

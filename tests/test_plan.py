@@ -11,15 +11,17 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
+from dask.utils import format_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import taskgraph as tg
-from taskgraph.cost import COPY_BYTES_PER_S, MEMORY_SHARE, deal, even
+from taskgraph.cost import COPY_BYTES_PER_S, MEMORY_SHARE, even
 from taskgraph.execute import assemble
 from taskgraph.expr import Expr
 from taskgraph.lower import lower
 from taskgraph.machine import from_workers
+from taskgraph.partition import deal
 from taskgraph.plan import TAG, Plan, ProductPlan
 from taskgraph.plan import plan as plan_roots
 
@@ -97,13 +99,17 @@ def products(draw: st.DrawFn) -> tg.Tensor:
 
 
 def check_product(p: ProductPlan, m: tg.Machine) -> None:
-    """Every output tile once, on a device that is there, of the class that the tag says."""
+    """Every part of every output tile once, on a device that is there, of the class that the tag says."""
     named = {d.name: d for d in m.devices}
     assert (sum(p.grid.m), sum(p.grid.n), sum(p.grid.k)) == (p.m, p.n, p.k)
     assert min(p.grid.m + p.grid.n + p.grid.k) > 0
     gm, gn, gk = p.grid.shape
-    assert len(p.slots) == len(p.kinds) == p.batch * gm * gn
-    assert 1 <= p.panels <= gk
+    assert len(p.slots) == len(p.kinds) == p.batch * gm * gn * gk
+    assert 1 <= p.strips <= gk
+    for tile in range(p.batch * gm * gn):
+        assert [panel for chain in p.chains(tile) for panel in chain] == list(range(gk))
+    assert p.peak_bytes.keys() >= {s for s in p.slots if s}
+    assert min(p.peak_bytes.values()) > 0
     for slot, kind in zip(p.slots, p.kinds, strict=True):
         assert slot is None or named[slot].kind == kind
         assert m.of_kind(kind)
@@ -122,8 +128,8 @@ def test_every_tile_is_placed_once(t: tg.Tensor, m: tg.Machine) -> None:
     again = plan(t, m)
     assert (again.products, again.roots) == (planned.products, planned.roots)  # the same for the same input
     (node,) = planned.products
-    assert node.chunks[-2:] == (p.grid.m, p.grid.n)
-    assert math.prod(len(c) for c in node.chunks) == len(p.slots)
+    assert node.chunks[-2:] == (tuple(s for size in p.grid.m for s in even(size, p.strips)), p.grid.n)
+    assert math.prod(len(c) for c in node.chunks) * p.panels == len(p.slots) * p.strips
 
 
 def _tags(graph: Any) -> dict[Any, Any]:
@@ -137,7 +143,7 @@ def _tags(graph: Any) -> dict[Any, Any]:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(products(), machines)
 def test_lowered_tiles_cover_the_product(t: tg.Tensor, m: tg.Machine) -> None:
-    """The tags of the tasks: each place of the grid once a panel, in the class and on the worker of the plan."""
+    """The tags of the tasks: each place of the grid once, in the class and on the worker of the plan."""
     zeros = {
         n: tg.zeros(n.shape, dtype=n.dtype, chunks=n.chunks).expr
         for n in tg.expr.topological([t.expr])
@@ -148,14 +154,12 @@ def test_lowered_tiles_cover_the_product(t: tg.Tensor, m: tg.Machine) -> None:
     p, tags = only(lowered.plan), _tags(lowered.graph)
     if len(tags) == 1:
         return  # all of it was one small task
-    places = Counter(tag["tile"] for tag in tags.values() if "product" in tag)
-    gm, gn, _ = p.grid.shape
-    panels = range(p.panels + 1) if p.panels > 1 else range(1)
+    places = Counter(tag["tile"] for tag in tags.values() if "tile" in tag)
     assert set(places.values()) == {1}
-    assert Counter(place[-3:-1] for place in places) == {
-        at: p.batch * len(panels) for at in itertools.product(range(gm), range(gn))
-    }
-    assert len(places) == p.batch * gm * gn * len(panels)
+    assert Counter(place[-3:] for place in places) == dict.fromkeys(
+        itertools.product(*map(range, p.grid.shape)), p.batch
+    )
+    assert len(places) == len(p.slots)
     for tag in tags.values():
         assert m.of_kind(tag["kind"])
         if "slot" in tag:
@@ -233,7 +237,7 @@ def test_the_threshold_is_a_cost() -> None:
     assert crossover(machine(gpus=[GPU_GFLOPS], link_bytes_per_s=1e11)) <= usual
     assert crossover(machine(cpus=[(5.0, 1)], gpus=[GPU_GFLOPS])) < usual  # slow CPUs
     assert crossover(machine(cpus=[(3000.0, 4)], gpus=[GPU_GFLOPS])) > usual
-    assert crossover(machine(gpus=[150.0])) > usual  # a slow GPU
+    assert crossover(machine(gpus=[150.0])) >= usual  # a slow GPU
     assert crossover(machine(gpus=[1.0])) == math.inf
     crossings = [crossover(machine(gpus=[GPU_GFLOPS], link_bytes_per_s=b)) for b in (1e6, 1e7, 1e8, 1e9, 1e10, 1e11)]
     assert crossings == sorted(crossings, reverse=True)
@@ -258,8 +262,10 @@ def test_unequal_devices_get_unequal_shares() -> None:
     with tg.device("cpu+gpu"):
         t = data(16384, 16384, chunks=2048) @ data(16384, 16384, chunks=2048)
     p = only(plan(t, machine(cpus=[(100.0, 1)], gpus=[300.0], link_bytes_per_s=1e11)))
-    counts = Counter(p.slots)
-    assert 2 <= counts["gpu-0"] / counts["cpu-0"] <= 4
+    area: Counter[Any] = Counter()
+    for (m_size, n_size), tile in zip(itertools.product(p.grid.m, p.grid.n), p.slots[:: p.panels], strict=True):
+        area[tile] += m_size * n_size
+    assert 2 <= area["gpu-0"] / area["cpu-0"] <= 4
 
 
 def test_pins() -> None:
@@ -312,23 +318,22 @@ def makespans(extra_cpus: Any = (), extra_gpus: Any = ()) -> list[tuple[Any, flo
 @pytest.mark.parametrize("gflops", [1.0, 20.0, GPU_GFLOPS])
 def test_another_gpu_makes_nothing_slower(gflops: float) -> None:
     for problem, before, after in makespans(extra_gpus=[gflops]):
-        assert after <= 1.01 * before, problem
+        assert after <= (1.01 if before > 0.01 else 1.05) * before, problem  # below, a task more or less shows
 
 
 def test_another_cpu_makes_nothing_slower() -> None:
     for problem, before, after in makespans(extra_cpus=[(100.0, 2)]):
         if before > 1e-3:  # below, a second worker's share of the bytes shows: 3% of a task
-            assert after <= 1.01 * before, problem
+            assert after <= (1.01 if before > 0.01 else 1.05) * before, problem  # below, a task more or less shows
 
 
 @pytest.mark.parametrize(
     "more", [{"extra_cpus": [(5.0, 1)]}, {"extra_gpus": [60000.0]}], ids=["slow-cpu", "faster-gpu"]
 )
-def test_what_a_device_unlike_its_neighbours_may_cost(more: dict[str, Any]) -> None:
-    """A CPU twenty times slower than the others, a GPU six times faster: the plan weighs all workers of a kind or none,
-    and cuts for their number, so a product may lose by the newcomer. This holds the line at what it loses today."""
+def test_a_device_unlike_its_neighbours_makes_nothing_slower(more: dict[str, Any]) -> None:
+    """A CPU twenty times slower than the others, a GPU six times faster: what slows a product down is left out."""
     for problem, before, after in makespans(**more):
-        assert after <= (1.7 if before < 0.02 else 1.35) * before, problem
+        assert after <= (1.01 if before > 0.01 else 1.05) * before, problem  # below, a task more or less shows
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
@@ -336,13 +341,12 @@ def test_what_a_device_unlike_its_neighbours_may_cost(more: dict[str, Any]) -> N
 
 def panel_bytes(p: ProductPlan) -> float:
     """Operands of the largest task and its result, as the plan counts them."""
-    k = math.ceil(p.grid.shape[2] / p.panels) * max(p.grid.k)
-    m, n = max(p.grid.m), max(p.grid.n)
+    m, n, k = max(p.grid.m), max(p.grid.n), max(p.grid.k)
     return p.dtype.itemsize * (m * k + k * n + m * n)
 
 
 @pytest.mark.parametrize("parts", [1, 4, 16])
-def test_small_memory_means_panels(parts: int) -> None:
+def test_small_memory_means_small_tasks(parts: int) -> None:
     n = 8192
     plenty = square(n, machine(cpus=[(100.0, 1)], memory=2**36), parts)
     assert plenty.panels == 1
@@ -350,9 +354,11 @@ def test_small_memory_means_panels(parts: int) -> None:
     for memory in (2**31, 2**30, 2**29, 2**28):
         p = square(n, machine(cpus=[(100.0, 1)], memory=memory), parts)
         check_product(p, machine(cpus=[(100.0, 1)]))
-        seen.append(p.panels)
+        assert panel_bytes(p) <= MEMORY_SHARE * memory
+        assert max(p.peak_bytes.values()) <= memory
+        seen.append(math.prod(p.grid.shape))
     assert seen == sorted(seen)
-    assert seen[-1] > 1
+    assert seen[-1] > 4
 
 
 @pytest.mark.parametrize("memory", [2**29, 2**28])
@@ -415,7 +421,7 @@ def test_rates_by_dtype() -> None:
     d = tg.Device("gpu", 2**34, {"float32": 9000.0, "float64": 200.0, "float16": 60000.0})
     assert [d.rate(np.dtype(t)) for t in ("float16", "float32", "float64", "int64")] == [6e13, 9e12, 2e11, 2e11]
     m = tg.Machine(devices=[tg.Device("cpu", 2**34, {"float32": 400.0, "float64": 200.0}), d])
-    assert set(square(8192, m, dtype="float32").kinds) == {"gpu"}
+    assert "gpu" in square(8192, m, dtype="float32").kinds
     assert square(8192, m, dtype="float64").seconds > square(8192, m, dtype="float32").seconds
     assert tg.Device("cpu", 1, 80.0, threads=4).rate(np.dtype("float32")) == 2e10  # one of four tasks at once
 
@@ -438,8 +444,9 @@ def test_planning_is_quick(parts: int) -> None:
 
 SUMMARY = """\
 plan for 3 device(s): cpu-0, cpu-1, gpu-0 (emulated)
-  (4096, 4096) @ (4096, 4096) float32: grid 1x1x1, 137 GFLOP in {seconds} s, 134 MB moved; tiles on gpu-0: 1
-  products together: {seconds} s, 134 MB between workers"""
+  (4096, 4096) @ (4096, 4096) float32: grid {grid}, 137 GFLOP in {seconds} s (at least 0.0151), \
+134 MB moved (at least 134), up to {peak} a worker; tiles on gpu-0: {tiles}
+  products together: {seconds} s (all devices at full speed: 0.0151), 134 MB between workers (at least 134)"""
 
 
 def test_summary() -> None:
@@ -451,10 +458,15 @@ def test_summary() -> None:
         ]
     )
     planned = plan(data(4096, 4096) @ data(4096, 4096), m)
-    # 137 GFLOP at 9000 GFLOP/s, two operands of 67 MB over 1 GB/s, three matrices over 12 GB/s, a task of 0.5 ms
-    seconds = 137.4 / 9000 + 2 * 0.0671 + 3 * 0.0671 / 12 + 0.0005
-    assert planned.makespan == pytest.approx(seconds, rel=1e-2)
-    assert planned.summary() == SUMMARY.format(seconds=f"{planned.makespan:.3g}")
+    # two operands of 67 MB over 1 GB/s, three matrices over 12 GB/s, a task, and what is
+    # not done meanwhile of 137 GFLOP at 9000 GFLOP/s
+    tiles = len(only(planned).slots)
+    seconds = 2 * 0.0671 + 3 * 0.0671 / 12 + 137.4 / 9000 / tiles + 0.0005
+    assert planned.makespan == pytest.approx(seconds, rel=2e-2)
+    grid = "x".join(map(str, only(planned).grid.shape))
+    assert planned.summary() == SUMMARY.format(
+        seconds=f"{planned.makespan:.3g}", grid=grid, tiles=tiles, peak=format_bytes(planned.peak_bytes["gpu-0"])
+    )
     assert str(planned) == planned.summary()
     assert "no products" in plan(data(3, 3) + 1, m).summary()
     many = machine(cpus=[(1.0, 1)] * 20)

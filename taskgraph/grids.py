@@ -1,0 +1,302 @@
+"""The search for a product's cut: over sets of devices, over how many of them take part, over grids.
+
+Design note. Devices that only slow a product down are left out: for every class of them the fastest ones are tried, in
+numbers from all down to one. A lower bound on the seconds (operations over speeds, bytes over links) skips most of
+these without a look. For a class alone, the grid is uniform, with few tiles a slot where the slots are alike and more
+where they are not, and tiles are dealt in near-rectangles; k is cut across workers where that moves fewer bytes, or
+where the output is too small to be cut for all. For both classes together, the output is divided along one axis in
+proportion to their speeds, and each part has tiles of its own size: large ones for the GPUs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from taskgraph.bounds import communication_bound
+from taskgraph.cost import Choice, Cut, Evaluation, Floats, Ints, Problem, Setting, Slots, Unit, even, slots_of
+from taskgraph.partition import deal, rectangles
+
+#: What a product on both classes takes beyond the model's seconds: it waits for the slowest tile of devices whose
+#: speeds err apart, and takes CPU workers from everything else (chosen: half the error that a measured rate has).
+MIXED_MARGIN = 1.05
+#: Tiles per slot: like slots need one each, unlike ones more, until the last tile of the slowest weighs little. More
+#: than sixteen only add tasks (chosen: a ragged end of half a tile is then 3%).
+TILES_PER_SLOT = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
+#: The most tasks of one product: what needs more is refused, since a scheduler takes half a minute for so many.
+MOST_TASKS = 100_000
+#: Numbers of slots that are tried: all up to sixteen, then such that grids of several shapes have so many tiles.
+SOME = (*range(1, 17), 18, 20, 24, 28, 32, 36, 42, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384,
+        448, 512, 576, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def solve(p: Problem, groups: tuple[tuple[Unit, ...], ...], setting: Setting) -> Choice:
+    """The cheapest cut of the product for any one of the groups of devices.
+
+    Remembered, since the steps of a loop ask for the same again and again.
+    """
+    best: Choice | None = None
+    for units in groups:
+        mixed = len({u.kind for u in units}) > 1
+        best = _mixed(p, units, setting, best) if mixed else _alone(p, slots_of(units), setting, best)
+    if best is None:  # too small to be divided between two classes
+        for unit in {u.kind: u for units in groups for u in units}.values():
+            best = _alone(p, slots_of([unit]), setting, best)
+    assert best is not None, groups
+    return best
+
+
+def _better(new: Choice, best: Choice | None) -> Choice:
+    if best is None:
+        return new
+    return min(best, new, key=lambda c: (c.tasks > MOST_TASKS, *c.order))
+
+
+# -- one class ---------------------------------------------------------------------------------------------------------
+
+
+def _alone(p: Problem, slots: Slots, setting: Setting, best: Choice | None) -> Choice | None:
+    for some in _some(slots):
+        found = None
+        if best is not None and not best.bytes_over and _least_seconds(p, some, setting) >= best.seconds:
+            continue
+        for m, n, layers in cuts(p, some):
+            if best is not None and not best.bytes_over and _least_computing(p, m, n, layers, some) >= best.seconds:
+                continue
+            cut = Cut(m, n, layers, _owners(p, len(m), len(n), layers, some.rates))
+            found = _better(Evaluation(p, cut, some, setting).choice(), found)
+        if found is not None:
+            best = _better(_dealt_again(p, found, setting), best)
+    return best
+
+
+def _dealt_again(p: Problem, choice: Choice, setting: Setting) -> Choice:
+    """The same cut, its tiles dealt by what each took every slot, bytes and all, where that is better."""
+    slots, cut = choice.slots, choice.cut
+    if len(slots) == 1 or len(cut.owner) <= len(slots) or slots.rates[0] == slots.rates[-1]:
+        return choice
+    rates = _rates_seen(p, choice, setting)
+    again = replace(cut, owner=_owners(p, len(cut.m), len(cut.n), cut.layers, rates))
+    return _better(Evaluation(p, again, slots, setting).choice(), choice)
+
+
+def _rates_seen(p: Problem, choice: Choice, setting: Setting) -> Floats:
+    """Tiles per second of every slot, bytes and all; of one that had no tiles, by its speed beside the others'."""
+    slots = choice.slots
+    seconds = Evaluation(p, choice.cut, slots, setting).slot_seconds(choice.chain)
+    count = np.bincount(choice.cut.owner, minlength=len(slots))
+    rates = count / np.maximum(seconds, 1e-300)
+    idle = count == 0
+    return np.where(idle, slots.rates * (rates.sum() / slots.rates[~idle].sum()), rates)
+
+
+def _some(slots: Slots) -> Iterator[Slots]:
+    """The slots that are worth a try: all, those before a great step down in speed, the fastest in some numbers; and
+    those behind the first step, since like ones share what is bound by bytes better than a fast one with slow ones."""
+    steps = [int(i) + 1 for i in np.flatnonzero(slots.rates[1:] < 0.8 * slots.rates[:-1])]
+    for count in sorted({len(slots), *steps, *(s for s in SOME if s < len(slots))}, reverse=True):
+        yield slots.between(0, count)
+    if steps:
+        yield slots.between(steps[0], len(slots))
+
+
+def _least_seconds(p: Problem, slots: Slots, setting: Setting) -> float:
+    """What no cut on these slots can beat."""
+    computing = p.flops / float(slots.rates.sum()) + setting.task_seconds
+    if not setting.is_cluster or p.batch > 1:
+        return computing
+    workers = len(np.unique(slots.worker))
+    moved = communication_bound(p.m, p.n, p.k, p.itemsize, workers) / workers
+    return max(computing, moved / setting.link_bytes_per_s)
+
+
+def _least_computing(p: Problem, m: tuple[int, ...], n: tuple[int, ...], layers: int, slots: Slots) -> float:
+    """Seconds of the largest tile on the fastest slot, and of all on all."""
+    largest = p.flops * max(m) * max(n) / max(1, p.m * p.n * p.batch * layers)
+    return max(largest / float(slots.rates[0]), p.flops / float(slots.rates.sum()))
+
+
+def _owners(p: Problem, gm: int, gn: int, layers: int, rates: Floats) -> Ints:
+    """The slot of every part: tiles in near-rectangles, layers and batches one after the other."""
+    each = p.batch * layers
+    counts = deal(gm * gn * each, rates)
+    if each == 1:
+        row, column = p.a_bytes / gm, p.b_bytes / gn
+        return rectangles(gm, gn, counts, row, column)
+    run = np.repeat(np.arange(len(rates)), counts).reshape(p.batch, layers, gm, gn)
+    return np.ascontiguousarray(run.transpose(0, 2, 3, 1)).ravel()
+
+
+def cuts(p: Problem, slots: Slots) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
+    """Cuts worth a look, as blocks along m and n and layers of k: as the operands lie, and even ones."""
+    count = len(slots)
+    if p.batch * len(p.m_blocks) * len(p.n_blocks) <= max(TILES_PER_SLOT) * count:
+        yield p.m_blocks, p.n_blocks, 1
+    shapes: dict[tuple[int, int, int], None] = {}
+    for per_slot in TILES_PER_SLOT:
+        tiles = max(1, round(count * per_slot / p.batch))
+        shapes.update(dict.fromkeys(_flat(p, tiles, 3 if per_slot == 1 else 2)))
+    if count > 1 and p.batch == 1:
+        shapes.update(dict.fromkeys(_layered(p, count, 3)))
+    shapes.update(dict.fromkeys(_that_fit(p, slots)))
+    for gm, gn, layers in shapes:
+        yield even(p.m, gm), even(p.n, gn), layers
+
+
+def _flat(p: Problem, tiles: int, most: int) -> list[tuple[int, int, int]]:
+    """Grids of so many tiles, or a few more, whose tiles take the fewest bytes."""
+    found = {(gm, tiles // gm) for gm in _divisors(tiles)}
+    ideal = math.sqrt(tiles * p.a_bytes / max(1, p.b_bytes))
+    for gm in {max(1, math.floor(ideal)), max(1, math.ceil(ideal))}:
+        gm = min(gm, max(1, p.m))
+        found.add((gm, math.ceil(tiles / gm)))
+    fit = [(gm, gn, 1) for gm, gn in found if gm <= max(1, p.m) and gn <= max(1, p.n)]
+    return sorted(fit, key=lambda g: (p.a_bytes * g[1] + p.b_bytes * g[0], g))[:most]
+
+
+def _layered(p: Problem, slots: int, most: int) -> list[tuple[int, int, int]]:
+    """Grids with a part for every slot and k cut across them that move the fewest bytes."""
+    fit = [(gm, gn, gk) for gm, gn, gk in _triples(slots) if 1 < gk <= p.k and gm <= p.m and gn <= p.n]
+    return sorted(fit, key=lambda g: (_volume(p, *g), g))[:most]
+
+
+def _volume(p: Problem, gm: int, gn: int, gk: int) -> float:
+    return p.a_bytes * (gn - 1) + p.b_bytes * (gm - 1) + p.result_bytes * (gk - 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _triples(n: int) -> tuple[tuple[int, int, int], ...]:
+    return tuple((a, b, n // a // b) for a in _divisors(n) for b in _divisors(n // a))
+
+
+@functools.lru_cache(maxsize=4096)
+def _divisors(n: int) -> tuple[int, ...]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return (*small, *[n // d for d in reversed(small) if d * d != n])
+
+
+def _that_fit(p: Problem, slots: Slots) -> list[tuple[int, int, int]]:
+    """Where memory is scarce: near-square tiles of which three take half, or a quarter, of a task's room."""
+    found, room = [], float(slots.room.min())
+    for part in (2, 4):
+        tiles = 3 * part * p.result_bytes / p.batch / max(room, 1)
+        if tiles > 1:
+            gm = min(max(1, math.ceil(math.sqrt(tiles * p.m / max(1, p.n)))), max(1, p.m))
+            gn = min(max(1, math.ceil(tiles / gm)), max(1, p.n))
+            if gm * gn <= MOST_TASKS:
+                found.append((gm, gn, 1))
+    return found
+
+
+# -- both classes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One class's share of the output: its slots, its blocks along the divided axis and along the other one."""
+
+    slots: Ints
+    blocks: int
+    common: int
+
+
+def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, best: Choice | None) -> Choice | None:
+    """Both classes, where that gains something over the best of one."""
+    for some in _sets(units):
+        slots = slots_of(some)
+        least = MIXED_MARGIN * p.flops / float(slots.rates.sum())
+        if best is not None and not best.bytes_over and least >= best.seconds:
+            continue
+        for choice in _divided(p, slots, setting):
+            best = _better(replace(choice, seconds=MIXED_MARGIN * choice.seconds), best)
+    return best
+
+
+def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """All, all but one, and those without the ones that are much slower, or faster, than others of their class."""
+    gpus, cpus = (sorted([u for u in units if u.kind == kind], key=lambda u: -u.rate) for kind in ("gpu", "cpu"))
+    yield gpus + cpus
+    for some, others in ((gpus, cpus), (cpus, gpus)):
+        steps = [i for i in range(1, len(some)) if some[i].rate < 0.8 * some[i - 1].rate]
+        for end in dict.fromkeys([*steps[::-1][:4], len(some) - 1]):
+            if end:
+                yield some[:end] + others
+        if steps:
+            yield some[steps[0] :] + others
+
+
+def _divided(p: Problem, slots: Slots, setting: Setting) -> Iterator[Choice]:
+    """The output divided along its longer axis (where they are alike, each): cuts of both parts for several numbers of
+    tiles; the best of them with the shares of the classes brought to where both end at once."""
+    kinds = np.asarray(slots.kinds)
+    gpus, cpus = np.flatnonzero(kinds == "gpu"), np.flatnonzero(kinds == "cpu")
+    fair = float(slots.rates[gpus].sum() / slots.rates.sum())
+    found = []
+    for along_n in [along for along, fits in ((True, 2 * p.n >= p.m), (False, 2 * p.m >= p.n)) if fits]:
+        size, other = (p.n, p.m) if along_n else (p.m, p.n)
+        for common, of_gpus, of_cpus in _counts(len(gpus), len(cpus), other, size * (1 - fair), _least_tiles(p, slots)):
+            parts = _Part(gpus, of_gpus, common), _Part(cpus, of_cpus, common)
+            cut_at = partial(_cut_in_two, p, parts, along_n)
+            if (cut := cut_at(slots.rates, fair)) is not None:
+                found.append((Evaluation(p, cut, slots, setting).choice(), parts, cut_at))
+    found.sort(key=lambda f: f[0].order)
+    for choice, parts, cut_at in found[:3]:
+        yield choice
+        share = fair
+        for _ in range(3):
+            rates = _rates_seen(p, choice, setting)
+            seconds = [part.blocks * part.common * p.batch / float(rates[part.slots].sum()) for part in parts]
+            speeds = share / seconds[0], (1 - share) / seconds[1]
+            share = speeds[0] / (speeds[0] + speeds[1])
+            if (cut := cut_at(rates, share)) is None:
+                break
+            choice = Evaluation(p, cut, slots, setting).choice()
+            yield choice
+
+
+def _least_tiles(p: Problem, slots: Slots) -> int:
+    """How many tiles the output must have at least, so that three of them are at most half a task's room."""
+    return min(MOST_TASKS // 4, math.ceil(6 * p.result_bytes / p.batch / max(float(slots.room.min()), 1.0)))
+
+
+def _counts(gpus: int, cpus: int, other: int, cpu_side: float, least: int) -> list[tuple[int, int, int]]:
+    """Blocks along the axis that is not divided, and along the other one for the GPUs and for the CPUs: as many tiles
+    as slots, or some times so many, those of the CPUs near-square; at least so many for memory's sake."""
+    seen: set[tuple[int, int, int]] = set()
+    for tiles in (cpus, 2 * cpus):
+        square = math.sqrt(tiles * other / max(1.0, cpu_side))
+        common = sorted((d for d in _divisors(tiles) if d <= other), key=lambda d: abs(math.log(d / square)))[:2]
+        for c in common:
+            seen.update(
+                (c, max(1, math.ceil(of_gpus / c)), tiles // c) for of_gpus in (gpus, 4 * gpus, 8 * gpus, least)
+            )
+    return sorted(seen)
+
+
+def _cut_in_two(p: Problem, parts: tuple[_Part, _Part], along_n: bool, rates: Floats, share: float) -> Cut | None:
+    """The first part has that share of the divided axis; None where a block would be empty."""
+    size, other = (p.n, p.m) if along_n else (p.m, p.n)
+    common = parts[0].common
+    first = min(max(round(share * size), parts[0].blocks), size - parts[1].blocks)
+    if first < parts[0].blocks or common > other:
+        return None
+    divided = even(first, parts[0].blocks) + even(size - first, parts[1].blocks)
+    owners = []
+    for part in parts:
+        counts = deal(p.batch * part.blocks * common, rates[part.slots])
+        if p.batch == 1:
+            row, column = (p.b_bytes, p.a_bytes) if along_n else (p.a_bytes, p.b_bytes)
+            local = rectangles(part.blocks, common, counts, row / size, column / other)
+        else:
+            local = np.repeat(np.arange(len(part.slots)), counts)
+        owners.append(part.slots[local].reshape(p.batch, part.blocks, common))
+    owner = np.concatenate(owners, axis=1)
+    if along_n:
+        return Cut(even(other, common), divided, 1, owner.swapaxes(1, 2).ravel())
+    return Cut(divided, even(other, common), 1, owner.ravel())
