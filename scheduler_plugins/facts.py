@@ -74,3 +74,37 @@ class SchedulerFacts:
             return None
         room = not ws.memory_limit or ws.nbytes <= MEMORY_FRACTION * ws.memory_limit
         return WorkerView(str(ws.name), kind, ws.nthreads, in_flight, slowest_s, room)
+
+
+def held_by_slot(scheduler: Any, tags: Mapping[Any, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """For every slot of a graph's tiles, the bytes of their operands on each worker, by worker name.
+
+    What a task between (a block cut from another, or joined) will hold counts as where its own operands are, shared out
+    among all who use them.
+    """
+    known: dict[Any, Mapping[str, float]] = {}
+
+    def holders(ts: Any) -> Mapping[str, float]:
+        if ts.who_has:
+            return {str(ws.name): float(ts.get_nbytes()) for ws in ts.who_has}
+        if ts.key not in known:
+            known[ts.key] = {}  # against a circle, which a graph has not
+            here: dict[str, float] = {}
+            if "tile" not in tags.get(ts.key, {}):  # a product's tile will be where the plan says
+                for d in ts.dependencies:
+                    for name, size in holders(d).items():
+                        here[name] = here.get(name, 0.0) + size / max(1, len(d.dependents))
+            known[ts.key] = here
+        return known[ts.key]
+
+    needed: dict[str, dict[Any, Any]] = {}
+    for key, tag in tags.items():
+        if "tile" in tag and "slot" in tag:
+            needed.setdefault(tag["slot"], {}).update((d.key, d) for d in scheduler.tasks[key].dependencies)
+    found: dict[str, dict[str, float]] = {}
+    for slot, operands in needed.items():
+        here = found[slot] = {}
+        for d in operands.values():
+            for name, size in holders(d).items():
+                here[name] = here.get(name, 0.0) + size
+    return found

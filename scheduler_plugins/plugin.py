@@ -21,8 +21,9 @@ from dask.typing import Key
 from distributed.diagnostics.plugin import SchedulerPlugin
 from tornado.ioloop import PeriodicCallback
 
-from scheduler_plugins.facts import SchedulerFacts
+from scheduler_plugins.facts import SchedulerFacts, held_by_slot
 from scheduler_plugins.lineage import KeptValues
+from scheduler_plugins.locality import relocated
 from scheduler_plugins.placement import (
     KINDS,
     Binding,
@@ -162,7 +163,7 @@ class TilePlacement(SchedulerPlugin):
         tags = annotations.get(TAG)
         if not tags and (not self._tags or self._tags.keys().isdisjoint(tasks)):
             return
-        for key, tag in (tags or {}).items():
+        for key, tag in self._located(scheduler, tags or {}).items():
             try:
                 self._claim(scheduler.tasks[key], tag)
             except Exception as error:
@@ -188,6 +189,14 @@ class TilePlacement(SchedulerPlugin):
             self._wake()
 
     # -- which tasks are ours
+
+    def _located(self, scheduler: Scheduler, tags: dict[Key, TaskTag]) -> dict[Key, TaskTag]:
+        """The graph's tags with like slots exchanged, so that tiles run where their operands are."""
+        try:
+            return relocated(tags, held_by_slot(scheduler, tags))
+        except Exception as error:
+            self._failed("update_graph", None, error)
+            return tags
 
     def _claim(self, ts: TaskState, tag: TaskTag) -> None:
         kind = tag["kind"]
@@ -261,7 +270,7 @@ class TilePlacement(SchedulerPlugin):
                 ts.key,
                 ts.priority or (),
                 tag["kind"],
-                tag.get("slot"),
+                tag.get("slot") or tag.get("near"),
                 tag.get("pinned", False),
                 source=not ts.dependencies,
             )

@@ -1,0 +1,60 @@
+"""The exchange of like slots: a permutation, never worse than the plan's own, best where bytes say so."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scheduler_plugins.locality import exchange, relocated
+
+NAMES = [f"cpu-{n}" for n in range(5)]
+loads = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 2), min_size=1)
+sizes = st.dictionaries(st.sampled_from([*NAMES, "gpu-0"]), st.integers(0, 9))
+held_bytes = st.dictionaries(st.sampled_from(NAMES), sizes)
+
+
+def total(pairs: dict[str, str], held: dict[str, dict[str, int]]) -> int:
+    return sum(held.get(slot, {}).get(worker, 0) for slot, worker in pairs.items())
+
+
+@given(loads, held_bytes)
+def test_laws_of_the_exchange(loads: dict[str, int], held: dict[str, dict[str, int]]) -> None:
+    found = exchange(loads, held)
+    assert sorted(found) == sorted(found.values()) == sorted(loads)
+    assert all(loads[slot] == loads[worker] for slot, worker in found.items())
+    assert total(found, held) >= total({s: s for s in loads}, held)
+    groups = [[s for s in loads if loads[s] == load] for load in set(loads.values())]
+    best = sum(
+        max(total(dict(zip(g, order, strict=True)), held) for order in itertools.permutations(g)) for g in groups
+    )
+    assert 2 * total(found, held) >= best  # what taking the largest first guarantees
+    assert found == exchange(dict(reversed(loads.items())), held)
+
+
+def test_rows_go_where_they_lie() -> None:
+    held = {f"cpu-{n}": {**dict.fromkeys(NAMES, 20), f"cpu-{4 - n}": 120} for n in range(5)}
+    assert exchange(dict.fromkeys(NAMES, 3), held) == {f"cpu-{n}": f"cpu-{4 - n}" for n in range(5)}
+
+
+def test_without_anything_held_all_stays() -> None:
+    assert exchange(dict.fromkeys(NAMES, 1), {}) == {n: n for n in NAMES}
+
+
+def test_tags_of_a_graph() -> None:
+    """Tiles, sums and hints move together; pinned ones stay, and what they name is not exchanged."""
+    tags = {
+        "t0": {"kind": "cpu", "slot": "a", "product": "p", "tile": (0, 0, 0)},
+        "t1": {"kind": "cpu", "slot": "b", "product": "p", "tile": (1, 0, 0)},
+        "sum": {"kind": "cpu", "slot": "b", "product": "p"},
+        "source": {"kind": "cpu", "near": "a"},
+        "other": {"kind": "cpu"},
+        "pin": {"kind": "gpu", "slot": "g", "product": "q", "tile": (0, 0, 0), "pinned": True},
+        "pin1": {"kind": "gpu", "slot": "h", "product": "q", "tile": (1, 0, 0), "pinned": True},
+    }
+    found = relocated(tags, {"a": {"b": 5}, "b": {"a": 5}, "g": {"h": 10}})
+    assert {k: t.get("slot", t.get("near")) for k, t in found.items()} == {
+        "t0": "b", "t1": "a", "sum": "a", "source": "b", "other": None, "pin": "g", "pin1": "h",
+    }  # fmt: skip
+    assert relocated(tags, {"a": {}}) == tags
