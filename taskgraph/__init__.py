@@ -51,7 +51,7 @@ from taskgraph.io import load, save
 from taskgraph.lineage import LostValues
 from taskgraph.machine import Device, Machine
 from taskgraph.ops import *  # noqa: F403
-from taskgraph.plan import Plan
+from taskgraph.plan import InfeasiblePlan, Plan
 from taskgraph.random import randn
 from taskgraph.session import Session, Variable, placeholder
 from taskgraph.tensor import Tensor, compute, no_grad, persist

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 
 def communication_bound(m: int, n: int, k: int, itemsize: int, workers: int, memory_bytes: float = math.inf) -> float:
@@ -34,21 +35,37 @@ def communication_bound(m: int, n: int, k: int, itemsize: int, workers: int, mem
     >>> communication_bound(1000, 1000, 1000, 8, 1)
     0.0
     """
-    if workers <= 1 or not m * n * k:
+    return bound_of_shares(m, n, k, itemsize, [1 / max(1, workers)] * workers, memory_bytes)
+
+
+def bound_of_shares(
+    m: int, n: int, k: int, itemsize: int, shares: Sequence[float], memory_bytes: float = math.inf
+) -> float:
+    """The same for workers that do unequal shares of the work, whoever owns what: a worker with a share s needs as many
+    words as one of 1 / s equal ones, and all of them together own everything once.
+
+    >>> bound_of_shares(1000, 1000, 1000, 8, [1.0])
+    0.0
+    """
+    if not m * n * k:
         return 0.0
+    words = sum(count * _words(m, n, k, share, memory_bytes / itemsize) for share, count in Counter(shares).items())
+    owned = m * n + m * k + k * n
+    # rounded: in the one-axis case the difference of two like numbers is all there is
+    return max(0.0, round((words - owned) * itemsize, 3))
+
+
+def _words(m: int, n: int, k: int, share: float, memory: float) -> float:
+    """Words of all three matrices that a worker needs for its share of the operations."""
     d3, d2, d1 = sorted(map(float, (m, n, k)))
-    p = float(workers)
+    p = 1 / share
     if p <= d1 / d2:
         needed = (d1 * d2 + d1 * d3) / p + d2 * d3
     elif p <= d1 * d2 / d3**2:
         needed = d1 * d2 / p + 2 * math.sqrt(d1 * d2 * d3**2 / p)
     else:
         needed = 3 * (d1 * d2 * d3 / p) ** (2 / 3)
-    words = memory_bytes / itemsize
-    needed = max(needed, 2 * d1 * d2 * d3 / (p * math.sqrt(words)))
-    owned = (d1 * d2 + d1 * d3 + d2 * d3) / p
-    # rounded: in the one-axis case the difference of two like numbers is all there is
-    return max(0.0, round(p * (needed - owned) * itemsize, 3))
+    return max(needed, 2 * d1 * d2 * d3 / (p * math.sqrt(memory)))
 
 
 def area_bound(operations: float, rates: Iterable[float]) -> float:

@@ -2,9 +2,9 @@
 
 Design note. Seconds of a cut are those of its slowest slot (a slot is one task at a time of a worker): the operations
 of its tiles over its measured rate, half a millisecond a task, the bytes that its worker must get from others over the
-link, and for a GPU operands and results over its own link. What a GPU's later tiles need comes while the first are
-computed; a CPU worker receives with the core that it computes with, so nothing is hidden there. There is no size
-threshold anywhere: a product stays on the CPU exactly where moving and launching costs more than a GPU saves.
+link, and for a GPU operands and results over its own link. What a GPU's later tiles need comes, and is uploaded, while
+the first are computed; a CPU worker receives with the core that it computes with, so nothing is hidden there. There is
+no size threshold anywhere: a product stays on the CPU exactly where moving and launching costs more than a GPU saves.
 
 Where operands lie. Every block is taken to lie on one of the workers of its kind that need it: sources and elementwise
 work are put there by hints of the lowering, kept operands by the scheduler plugin, which exchanges like slots for it.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,19 @@ Ints = NDArray[np.int64]
 
 #: Bytes per second at which a host cuts, joins and adds blocks (measured: NumPy copies at 3 to 6 GB/s a core).
 COPY_BYTES_PER_S = 4e9
+#: Workers of a class whose rates differ by no more are taken to be equally fast (chosen: less than two measurements of
+#: one core differ by), so that like machines get like tiles, one a slot.
+RATE_ERROR = 0.05
 #: Share of a device's memory for operands and results of its tiles: the rest holds what comes next and what goes.
 MEMORY_SHARE = 0.5
 #: A product whose shortest side is so long runs at half the rate; at s it runs at s / (s + half). Measured on one core
 #: with float32: sides of 16, 32, 64, 128 beside 1024 give 0.69, 0.83, 0.93, 0.97. For GPUs chosen: full from about 4096
 #: on, where the profile is measured.
 HALF_RATE_SIDE = {"cpu": 8.0, "gpu": 256.0}
+
+#: What it takes to ask for operands of a task, in costs of a task (measured: messages wait up to 2 ms in a worker, 5 in
+#: the scheduler; a task costs 0.5): many small tiles hide no more than some large ones.
+FETCH_TASKS = 4
 
 
 @dataclass(frozen=True)
@@ -190,8 +197,9 @@ class Slots:
 
 
 def slots_of(units: Sequence[Unit]) -> Slots:
-    """The slots of some workers, as many for each as it runs tasks at once, the fastest first."""
-    units = tuple(sorted(units, key=lambda u: -u.rate))
+    """The slots of some workers, as many for each as it runs tasks at once, the fastest first; of one class and nearly
+    one speed (RATE_ERROR), of one speed."""
+    units = tuple(_alike(sorted(units, key=lambda u: -u.rate)))
     worker = np.repeat(np.arange(len(units)), [u.threads for u in units])
     return Slots(
         units,
@@ -200,6 +208,18 @@ def slots_of(units: Sequence[Unit]) -> Slots:
         np.asarray([u.half_side for u in units])[worker],
         MEMORY_SHARE * np.asarray([u.memory / u.threads for u in units])[worker],
     )
+
+
+def _alike(units: Sequence[Unit]) -> list[Unit]:
+    found: list[Unit] = []
+    first = 0
+    for n in range(len(units) + 1):
+        here, fastest = units[n] if n < len(units) else None, units[first]
+        if here is None or here.kind != fastest.kind or here.rate < (1 - RATE_ERROR) * fastest.rate:
+            rate = math.fsum(u.rate for u in units[first:n]) / (n - first)
+            found += [replace(u, rate=rate) for u in units[first:n]]
+            first = n
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,10 +378,12 @@ class Evaluation:
         computing += count * chain * self.setting.task_seconds
         pieces = max(len(p.k_blocks), self.cut.layers * chain) / self.cut.layers
         computing += _sums(owner, self.each_tile * (pieces - 1) / COPY_BYTES_PER_S, len(slots)) * self.on_cpu
-        fetching = self._fetching()[slots.worker]
+        fetching, copying = self._fetching()[slots.worker], self._copying()
         tiles = np.maximum(1, count * chain)
-        first = np.where(self.on_cpu, fetching, fetching / tiles)
-        seconds: Floats = first + np.maximum(computing, fetching - first + computing / tiles) + self._copying()
+        first = np.where(self.on_cpu, fetching, (fetching + copying) / tiles)
+        waiting = FETCH_TASKS * self.setting.task_seconds * (tiles - 1) * (fetching > 0)
+        rest = np.maximum(fetching, copying) * (1 - 1 / tiles) + waiting
+        seconds: Floats = first + np.where(self.on_cpu, computing, np.maximum(computing, rest + computing / tiles))
         return np.where(count > 0, seconds, 0.0)
 
     def _fetching(self) -> Floats:
@@ -373,14 +395,24 @@ class Evaluation:
         return found
 
     def _copying(self) -> Floats:
-        """Seconds of every slot to get operands into a GPU's memory and results out."""
+        """Seconds of every slot to get operands into a GPU's memory and results out. Every task brings what it needs (a
+        cache on the device is not counted on), but for what lies on the device anyway."""
         if not self.is_gpu.any():
             return np.zeros(len(self.slots))
-        p = self.p
-        into = sum(o[1 if at == "gpu" else 0] for o, at in ((self.operands_a, p.a_at), (self.operands_b, p.b_at)))
-        out_of = np.bincount(self.worker, self.each_tile, len(self.slots.units))
-        links = np.asarray([u.link for u in self.slots.units])
-        seconds: Floats = ((into + out_of) / links)[self.slots.worker]
+        p, owner, layers = self.p, self.cut.owner, self.cut.layers
+        rows, columns = (
+            np.broadcast_to(x, self.shape).ravel() / layers
+            for x in (self.row[None, :, None, None], self.column[None, None, :, None])
+        )
+        copied = self.each_tile.copy()
+        moved_here = np.zeros(len(self.slots.units))
+        for each, operand, lies_at in ((rows, self.operands_a, p.a_at), (columns, self.operands_b, p.b_at)):
+            if lies_at == "gpu":
+                moved_here += operand[1]
+            else:
+                copied += each
+        links = np.asarray([u.link for u in self.slots.units])[self.slots.worker]
+        seconds: Floats = (_sums(owner, copied, len(self.slots)) + moved_here[self.slots.worker]) / links
         return seconds
 
     def _adding_up(self) -> tuple[int, float, float]:

@@ -76,8 +76,8 @@ def plan(what: Any, machine: Machine) -> Plan:
 
     >>> import taskgraph as tg
     >>> m = tg.Machine(devices=[tg.Device("cpu", 2**34, 50.0, threads=4), tg.Device("gpu", 2**34, 9000.0)])
-    >>> tg.plan(tg.randn(8192, 8192) @ tg.randn(8192, 8192), m).tiles
-    {'gpu-0': 1}
+    >>> list(tg.plan(tg.randn(8192, 8192) @ tg.randn(8192, 8192), m).tiles)
+    ['gpu-0']
     """
     items = what if isinstance(what, list | tuple) else [what]
     for x in items:

@@ -20,7 +20,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from dask.utils import format_bytes
 
-from taskgraph.bounds import area_bound, communication_bound
+from taskgraph.bounds import area_bound, bound_of_shares
 from taskgraph.chunks import refine
 from taskgraph.cost import (
     Choice,
@@ -382,12 +382,15 @@ def _decided(node: Expr, p: Problem, c: Choice, machine: Machine, *, free: bool,
 
 
 def _bytes_bound(p: Problem, c: Choice) -> float:
-    """The least that as many workers must move; all of both operands besides, where they lie on others. Memory sets no
-    bound here: what a worker has received and has no room for goes to its disk."""
-    units = {c.slots.worker[o] for o in c.cut.owner.tolist()}
-    each = len(units) / p.batch
-    bound = p.batch * communication_bound(p.m, p.n, p.k, p.itemsize, math.ceil(each)) if each > 1 else 0.0
-    kinds = {c.slots.units[u].kind for u in units}
+    """The least that these workers must move with their shares of the work; all of both operands besides, where they
+    lie on others. Memory sets no bound here: what a worker has received and has no room for goes to its disk."""
+    m, n = np.asarray(c.cut.m, dtype=float), np.asarray(c.cut.n, dtype=float)
+    work = np.broadcast_to(np.outer(m, n)[None, :, :, None], (p.batch, len(m), len(n), c.cut.layers)).ravel()
+    by_worker = np.bincount(c.slots.worker[c.cut.owner], work)
+    # of a batch, every worker may do whole products, and needs nothing from others
+    shares = [float(s) for s in by_worker[by_worker > 0] / max(float(work.sum()), 1e-300)]
+    bound = bound_of_shares(p.m, p.n, p.k, p.itemsize, shares) if p.batch == 1 else 0.0
+    kinds = {c.slots.units[w].kind for w in np.unique(c.slots.worker[c.cut.owner])}
     return bound + (p.a_at not in kinds) * p.a_bytes + (p.b_at not in kinds) * p.b_bytes
 
 

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import taskgraph as tg
+from taskgraph.bounds import communication_bound
 from taskgraph.cost import COPY_BYTES_PER_S, MEMORY_SHARE, even
 from taskgraph.execute import assemble
 from taskgraph.expr import Expr
@@ -287,6 +288,17 @@ def test_pins() -> None:
             assert all(("pinned" in p.tag(0, (0, 0, 0))) == p.pinned for _ in p.slots)
 
 
+def test_a_pin_to_what_is_not_there_lists_what_is() -> None:
+    m = machine(cpus=[(100.0, 2)] * 2, gpus=[GPU_GFLOPS])
+    for pin, there, message in [
+        ("gpu:1", m, r"pinned to 'gpu:1'.*only 1 GPU-pinned worker\(s\) \(it has cpu-0, cpu-1, gpu-0\)"),
+        ("gpu", machine(cpus=[(1.0, 1)] * 20), r"no GPU-pinned worker \(it has cpu-0, .*, \.\.\., cpu-19\)"),
+        ("cpu", machine(cpus=[], gpus=[1.0]), r"pinned to 'cpu'.*no CPU worker \(it has gpu-0\)"),
+    ]:
+        with tg.device(pin), pytest.raises(ValueError, match=message):
+            plan(data(9, 9) @ data(9, 9), there)
+
+
 def test_without_a_gpu_all_is_on_cpus_and_the_other_way_round() -> None:
     for n in (10, 5000):
         assert goes_to(n, machine(cpus=[(100.0, 2)] * 3)) == {"cpu"}
@@ -374,6 +386,29 @@ def test_a_gpu_of_small_memory_gets_panels() -> None:
     assert p.panels * len(p.grid.m) * len(p.grid.n) > 1
 
 
+def named(name: str, n: int) -> tg.Tensor:
+    return tg.placeholder("float32", (n, n), name=name)
+
+
+def test_what_fits_nowhere_is_refused() -> None:
+    a, b = named("A", 30_000), named("B", 30_000)
+    start = time.perf_counter()
+    with pytest.raises(
+        tg.InfeasiblePlan,
+        match=r"^'A @ B' needs .* on cpu-0 for one panel of a .* grid, cpu-0 allows 1.00 kiB; "
+        r"smallest machine that fits: a CPU worker with ",
+    ) as error:
+        plan(a @ b, machine(cpus=[(100.0, 1)], memory=2**10))
+    assert isinstance(error.value, ValueError)
+    with tg.device("gpu"), pytest.raises(tg.InfeasiblePlan, match=r"on gpu-0 .*smallest machine that fits: a GPU with"):
+        plan(a @ b, machine(cpus=[(100.0, 1)], gpus=[GPU_GFLOPS], gpu_memory=2**10))
+    assert time.perf_counter() - start < 2  # 1 s each
+    # a GPU without room leaves it to the CPUs, and of two workers the one with room does it
+    assert only(plan(a @ b, machine(cpus=[(100.0, 1)], gpus=[GPU_GFLOPS], gpu_memory=2**10))).kind == "cpu"
+    uneven = tg.Machine(devices=[tg.Device("cpu", 2**10, 100.0), tg.Device("cpu", 2**33, 50.0)])
+    assert set(only(plan(a @ b, uneven)).peak_bytes) == {"cpu-1"}
+
+
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
 
@@ -386,6 +421,38 @@ def test_grids_follow_shapes() -> None:
     assert (len(wide.grid.m), len(wide.grid.n) > 1) == (1, True)
     whole = square(8192, m, 4)
     assert len(set(whole.slots)) == 4
+
+
+@pytest.mark.parametrize("flags", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize("chunks", [-1, 70, (33, 100)])
+@pytest.mark.parametrize(("strips", "link"), [(4, 1e6), (1, 1e9)])
+def test_a_small_output_is_summed_from_parts_of_k(flags: Any, chunks: Any, strips: int, link: float) -> None:
+    """Parts of k on all workers, summed in strips where moving is dear; the same bits every time."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((12, 20_000)), rng.standard_normal((20_000, 8))
+    m = machine(cpus=[(0.1, 1)] * 4, link_bytes_per_s=link, task_seconds=1e-5)
+    x, y = (tg.asarray(v.T if t else v, chunks=chunks) for v, t in zip((a, b), flags, strict=True))
+    planned = plan(tg.ops.product.product(x, y, *flags), m)
+    p = only(planned)
+    assert (p.grid.shape[2], p.strips, len(set(p.slots))) == (4, strips, 4)
+    graph = lower(planned)
+    found = [np.asarray(assemble(dask.get(graph.graph.to_dict(), graph.keys)[0], 2)) for _ in range(2)]
+    np.testing.assert_allclose(found[0], a @ b)
+    np.testing.assert_array_equal(*found)
+    taken = [k for k in graph.graph.to_dict() if "-strip-" in k[0]]
+    assert len(taken) == (16 if strips > 1 else 0)  # every worker takes each strip out of its part, and adds up one
+
+
+def test_sources_are_made_near_the_tiles_that_need_them() -> None:
+    """Every worker makes an equal share of what the product needs, and of the rows all that only it needs."""
+    m = machine(cpus=[(50.0, 1)] * 4)
+    planned = tg.execute.planned([(tg.randn(4096, 2048, seed=1) @ tg.randn(2048, 4096, seed=2)).expr], m)
+    p = only(planned)
+    tags = _tags(lower(planned).graph)
+    made = Counter(tag["near"] for tag in tags.values() if "near" in tag)
+    assert set(made) == {f"cpu-{n}" for n in range(4)}
+    assert max(made.values()) == min(made.values())
+    assert p.bytes_moved <= 1.2 * p.bytes_bound
 
 
 def test_transposed_operands_cost_no_transpose() -> None:
@@ -429,6 +496,55 @@ def test_rates_by_dtype() -> None:
 # -- cost of planning, and what a person reads -------------------------------------------------------------------------
 
 
+def test_a_plan_for_a_thousand_devices_takes_two_seconds_at_the_most() -> None:
+    n = 10**6
+    a, b = (data(n, n, chunks=n // 32) for _ in range(2))
+    for m in (
+        machine(cpus=[(50.0, 1)] * 1000, gpus=[GPU_GFLOPS] * 24),
+        machine(cpus=[(50.0 + i % 7, 1) for i in range(1024)]),
+    ):
+        start = time.perf_counter()
+        p = only(plan(a @ b, m))
+        assert time.perf_counter() - start < 2  # 0.1 to 0.5 s here
+        assert len(p.slots) <= 100_000
+        assert p.seconds < 1.3 * p.area_seconds
+
+
+# What a row-blocked product should move, beside the least that as many workers can (bounds.communication_bound).
+MOVED = {
+    "square": (8192, 8192, 8192),
+    "tall": (819_200, 8192, 8192),
+    "wide": (8192, 8192, 819_200),
+    "inner": (8192, 819_200, 8192),
+}
+
+
+@pytest.mark.parametrize("workers", [4, 16, 64])
+@pytest.mark.parametrize("shape", MOVED)
+def test_few_bytes_move(shape: str, workers: int) -> None:
+    m, k, n = MOVED[shape]
+    a, b = data(m, k, chunks=(max(1, m // workers), k)), data(k, n, chunks=(max(1, k // workers), n))
+    p = only(plan(a @ b, machine(cpus=[(50.0, 1)] * workers)))
+    assert p.bytes_bound == communication_bound(m, n, k, 4, workers)
+    assert p.bytes_moved <= 1.2 * p.bytes_bound
+    assert p.seconds <= 1.15 * p.area_seconds
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "more"),
+    [
+        (16, [GPU_GFLOPS], {}),
+        (128, [GPU_GFLOPS] * 8, {}),
+        (512, [4000.0 + 190 * g for g in range(64)], {"link_bytes_per_s": 1e10}),
+        (16, [1000.0], {"link_bytes_per_s": 1e10}),
+    ],
+    ids=["1 gpu", "8 gpus", "64 uneven gpus", "slow gpu"],
+)
+def test_large_products_come_near_the_area_bound(cpus: int, gpus: list[float], more: dict[str, float]) -> None:
+    p = square(131_072, machine(cpus=[(50.0, 1)] * cpus, gpus=gpus, gpu_memory=2**35, **more), 32)
+    assert p.seconds <= 1.2 * p.area_seconds
+
+
 @pytest.mark.parametrize("parts", [1, 16])
 def test_planning_is_quick(parts: int) -> None:
     m = machine(cpus=[(100.0, 4)] * 56, gpus=[GPU_GFLOPS] * 8)
@@ -458,11 +574,10 @@ def test_summary() -> None:
         ]
     )
     planned = plan(data(4096, 4096) @ data(4096, 4096), m)
-    # two operands of 67 MB over 1 GB/s, three matrices over 12 GB/s, a task, and what is
-    # not done meanwhile of 137 GFLOP at 9000 GFLOP/s
+    # two operands of 67 MB over 1 GB/s, and what is not done meanwhile: at least one tile, at most all of 137 GFLOP at
+    # 9000 GFLOP/s and of three matrices over 12 GB/s
     tiles = len(only(planned).slots)
-    seconds = 2 * 0.0671 + 3 * 0.0671 / 12 + 137.4 / 9000 / tiles + 0.0005
-    assert planned.makespan == pytest.approx(seconds, rel=2e-2)
+    assert 2 * 0.0671 < planned.makespan < 2 * 0.0671 + 3 * 0.0671 / 12 + 137.4 / 9000 + 0.0005
     grid = "x".join(map(str, only(planned).grid.shape))
     assert planned.summary() == SUMMARY.format(
         seconds=f"{planned.makespan:.3g}", grid=grid, tiles=tiles, peak=format_bytes(planned.peak_bytes["gpu-0"])
