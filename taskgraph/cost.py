@@ -43,6 +43,11 @@ HALF_RATE_SIDE = {"cpu": 8.0, "gpu": 256.0}
 #: What it takes to ask for operands of a task, in costs of a task (measured: messages wait up to 2 ms in a worker, 5 in
 #: the scheduler; a task costs 0.5): many small tiles hide no more than some large ones.
 FETCH_TASKS = 4
+#: What the scheduler, one process, spends on each task of a graph, in costs of a task (measured: 50 to 150 us beside
+#: 0.5 ms): no number of workers is done sooner than it has handed all tasks out.
+SCHEDULING = 0.2
+#: Places of a table of flags, up to which it is quicker than sorting (chosen: 4 MB).
+MOST_FLAGS = 2**22
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,12 @@ class Cut:
     owner: Ints
 
 
+def _tasks(cut: Cut, chain: int, strips: int) -> int:
+    """Tasks of a cut: panels, strips taken out of partial tiles, and their sums."""
+    tiles, taken = len(cut.owner) // cut.layers, cut.layers * strips if strips > 1 else 0
+    return tiles * (cut.layers * chain + taken + (strips if cut.layers > 1 else 0))
+
+
 @dataclass(frozen=True, eq=False)
 class Choice:
     """A cut and what it is predicted to cost.
@@ -252,7 +263,7 @@ class Choice:
 
     @property
     def tasks(self) -> int:
-        return len(self.cut.owner) * self.chain
+        return _tasks(self.cut, self.chain, self.strips)
 
     @property
     def order(self) -> tuple[float, ...]:
@@ -264,6 +275,15 @@ def is_small(p: Problem, home: Device, machine: Machine) -> bool:
     """Whether no cut can pay: one task takes less than the tasks that a cut would add."""
     one_block = p.batch == len(p.m_blocks) == len(p.n_blocks) == len(p.k_blocks) == 1
     return one_block and p.flops / home.rate(p.dtype) <= 4 * machine.task_seconds
+
+
+def _distinct(values: Ints, beyond: int) -> Ints:
+    """The values that occur, in order; all are below `beyond`."""
+    if beyond > MOST_FLAGS:
+        return np.unique(values)
+    there = np.zeros(beyond, dtype=bool)
+    there[values] = True
+    return np.flatnonzero(there)
 
 
 def _sums(places: Ints, weights: Floats, length: int) -> Floats:
@@ -279,6 +299,8 @@ class Evaluation:
         self.shape = (p.batch, len(cut.m), len(cut.n), cut.layers)
         self.ms, self.ns = np.asarray(cut.m, dtype=float), np.asarray(cut.n, dtype=float)
         self.worker = slots.worker[cut.owner]
+        self.slots_used = int(np.count_nonzero(np.bincount(cut.owner)))
+        self.workers_used = int(np.count_nonzero(np.bincount(self.worker)))
         self.is_gpu = np.asarray([u.kind == "gpu" for u in slots.units])
         self.row = p.a_bytes / (p.batch if p.a_batched else 1) * self.ms / max(1, p.m)
         self.column = p.b_bytes / (p.batch if p.b_batched else 1) * self.ns / max(1, p.n)
@@ -295,7 +317,7 @@ class Evaluation:
         block = (b[:, None, None] * len(sizes) + outer[None, :, None]) * layers + np.asarray(layer)
         every = np.broadcast_to(np.expand_dims(block, 3 - axis), self.shape).ravel()
         count, workers = int(block.max()) + 1, len(self.slots.units)
-        pairs = np.unique(self.worker * count + every)
+        pairs = _distinct(self.worker * count + every, count * workers)
         who, what = pairs // count, pairs % count
         at_home = self.is_gpu[who] == (lies_at == "gpu")
         users = np.maximum(1, np.bincount(what[at_home], minlength=count))
@@ -319,7 +341,8 @@ class Evaluation:
             for chain in [least * times for times in ((1, 2, 4) if hides else (1,))]
         ]
         seconds, chain = min(options)
-        return Choice(self.cut, self.slots, over, seconds + sum_seconds, moved, chain, strips)
+        scheduling = SCHEDULING * self.setting.task_seconds * _tasks(self.cut, chain, strips)
+        return Choice(self.cut, self.slots, over, max(seconds + sum_seconds, scheduling), moved, chain, strips)
 
     # -- memory
 
@@ -424,8 +447,8 @@ class Evaluation:
         apart = 1 + (np.diff(np.sort(tiles, axis=1), axis=1) > 0).sum(axis=1)
         sizes = np.broadcast_to(self.tile.ravel(), (self.p.batch, self.tile.size)).ravel()
         moved = float((sizes * (apart - 1)).sum()) if self.setting.is_cluster else 0.0
-        workers, task = len(np.unique(self.worker)), self.setting.task_seconds
-        per_slot = len(tiles) * layers / len(np.unique(self.cut.owner))
+        workers, task = self.workers_used, self.setting.task_seconds
+        per_slot = len(tiles) * layers / self.slots_used
         each = float(sizes.mean()) * layers / COPY_BYTES_PER_S
         shared = moved / workers / self.setting.link_bytes_per_s + per_slot * ((layers + 1) * task + each / layers)
         summers = min(len(tiles), workers)
@@ -444,4 +467,4 @@ class Evaluation:
             if (tuple(blocks) != tuple(wanted) or len(p.k_blocks) < self.cut.layers * chain) and not free:
                 pieces = len(wanted) * max(len(p.k_blocks), self.cut.layers * chain)
                 seconds += size / COPY_BYTES_PER_S + pieces * self.setting.task_seconds
-        return seconds / len(np.unique(self.cut.owner))
+        return seconds / self.slots_used

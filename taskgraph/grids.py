@@ -139,7 +139,8 @@ def cuts(p: Problem, slots: Slots) -> Iterator[tuple[tuple[int, ...], tuple[int,
     if p.batch * len(p.m_blocks) * len(p.n_blocks) <= max(TILES_PER_SLOT) * count:
         yield p.m_blocks, p.n_blocks, 1
     shapes: dict[tuple[int, int, int], None] = {}
-    for per_slot in TILES_PER_SLOT:
+    alike = bool(slots.rates[0] == slots.rates[-1])
+    for per_slot in TILES_PER_SLOT[: 5 if alike else None]:
         tiles = max(1, round(count * per_slot / p.batch))
         shapes.update(dict.fromkeys(_flat(p, tiles, 3 if per_slot == 1 else 2)))
     if count > 1 and p.batch == 1:
