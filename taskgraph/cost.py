@@ -333,16 +333,14 @@ class Evaluation:
     def choice(self) -> Choice:
         """What the cut costs; chains are as long as memory demands, or longer where that hides more of the fetching."""
         least, over = self._chain()
-        strips, sum_seconds, sum_bytes = self._adding_up()
-        moved = float(self.crossing.sum()) + sum_bytes
-        hides = moved > 0 and self.is_gpu[self.worker].any() and 4 * least * self.cut.layers <= self.p.k
-        options = [
-            (float(self.slot_seconds(chain).max()) + self._cutting(chain), chain)
-            for chain in [least * times for times in ((1, 2, 4) if hides else (1,))]
-        ]
-        seconds, chain = min(options)
+        moved, layers = float(self.crossing.sum()), self.cut.layers
+        hides = moved > 0 and self.is_gpu[self.worker].any() and 4 * least * layers <= self.p.k
+        options = [least * times for times in ((1, 2, 4) if hides else (1,))]
+        seconds, chain = min((float(self.slot_seconds(c).max()) + self._cutting(c), c) for c in options)
+        strips, sum_seconds, sum_bytes = self._adding_up(seconds)
         scheduling = SCHEDULING * self.setting.task_seconds * _tasks(self.cut, chain, strips)
-        return Choice(self.cut, self.slots, over, max(seconds + sum_seconds, scheduling), moved, chain, strips)
+        seconds = max(seconds + sum_seconds, scheduling)
+        return Choice(self.cut, self.slots, over, seconds, moved + sum_bytes, chain, strips)
 
     # -- memory
 
@@ -438,8 +436,11 @@ class Evaluation:
         seconds: Floats = (_sums(owner, copied, len(self.slots)) + moved_here[self.slots.worker]) / links
         return seconds
 
-    def _adding_up(self) -> tuple[int, float, float]:
-        """Strips, seconds and bytes of adding up the layers: all of a tile on one worker, or a strip on each."""
+    def _adding_up(self, before: float) -> tuple[int, float, float]:
+        """Strips, seconds and bytes of adding up the layers: all of a tile on one worker, or strips on several.
+
+        before: seconds of what comes before.
+        """
         layers = self.cut.layers
         if layers == 1:
             return 1, 0.0, 0.0
@@ -447,15 +448,23 @@ class Evaluation:
         apart = 1 + (np.diff(np.sort(tiles, axis=1), axis=1) > 0).sum(axis=1)
         sizes = np.broadcast_to(self.tile.ravel(), (self.p.batch, self.tile.size)).ravel()
         moved = float((sizes * (apart - 1)).sum()) if self.setting.is_cluster else 0.0
-        workers, task = self.workers_used, self.setting.task_seconds
-        per_slot = len(tiles) * layers / self.slots_used
-        each = float(sizes.mean()) * layers / COPY_BYTES_PER_S
-        shared = moved / workers / self.setting.link_bytes_per_s + per_slot * ((layers + 1) * task + each / layers)
-        summers = min(len(tiles), workers)
-        alone = moved / summers / self.setting.link_bytes_per_s + math.ceil(len(tiles) / summers) * (task + each)
-        if shared < alone and self.ms.min() >= layers:
-            return layers, shared, moved
-        return 1, alone, moved
+        task, each = self.setting.task_seconds, float(sizes.mean()) * layers / COPY_BYTES_PER_S
+        parts = len(tiles) * layers / self.slots_used
+
+        def seconds(strips: int) -> float:
+            summers = min(len(tiles) * strips, self.workers_used)
+            receiving = moved / summers / self.setting.link_bytes_per_s
+            adding = math.ceil(len(tiles) * strips / summers) * (task + each / strips)
+            return receiving + adding + (strips > 1) * parts * strips * task
+
+        def with_scheduling(strips: int) -> float:
+            return max(before + seconds(strips), SCHEDULING * task * _tasks(self.cut, 1, strips))
+
+        most = min(layers, int(self.ms.min()))
+        strips = min(
+            [1, *(2**e for e in range(1, most.bit_length()) if 2**e < most), max(1, most)], key=with_scheduling
+        )
+        return strips, seconds(strips), moved
 
     def _cutting(self, chain: int) -> float:
         """Seconds to cut operands that lie otherwise; a source is made as it is wanted."""

@@ -348,6 +348,25 @@ def test_a_device_unlike_its_neighbours_makes_nothing_slower(more: dict[str, Any
         assert after <= (1.01 if before > 0.01 else 1.05) * before, problem  # below, a task more or less shows
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@given(
+    st.lists(st.sampled_from([1.0, 30.0, 45.0, 200.0]), min_size=1, max_size=6),
+    st.lists(st.sampled_from([20.0, 1000.0, 9000.0]), max_size=3),
+    st.sampled_from([("cpu", 1.0), ("cpu", 30.0), ("cpu", 200.0), ("gpu", 20.0), ("gpu", 1000.0), ("gpu", 30000.0)]),
+    st.sampled_from([1024, 4096, 20_000]),
+    st.sampled_from([1e8, 1e9, 1e10]),
+)
+def test_a_device_more_makes_no_plan_slower(
+    cpus: list[float], gpus: list[float], more: tuple[str, float], n: int, link: float
+) -> None:
+    kind, rate = more
+    grown = ([*cpus, rate], gpus) if kind == "cpu" else (cpus, [*gpus, rate])
+    before, after = (
+        square(n, machine([(r, 1) for r in c], g, link_bytes_per_s=link), 4).seconds for c, g in ((cpus, gpus), grown)
+    )
+    assert after <= 1.05 * before  # the grids of one number of tiles suit better than those of another
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
