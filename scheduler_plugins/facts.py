@@ -22,6 +22,9 @@ GROUPS_KEPT = 1024
 #: four in flight on a one-thread worker.
 GUESS_AT_LEAST_S = ROUND_TRIP_S / 3
 
+#: Tasks between a kept block and a tile that are looked through. Chosen: a cut, a join, some work on every element.
+HOPS = 8
+
 
 class SchedulerFacts:
     """`placement.Facts`, read from a live scheduler."""
@@ -84,15 +87,15 @@ def held_by_slot(scheduler: Any, tags: Mapping[Any, Mapping[str, Any]]) -> dict[
     """
     known: dict[Any, Mapping[str, float]] = {}
 
-    def holders(ts: Any) -> Mapping[str, float]:
+    def holders(ts: Any, hops: int = HOPS) -> Mapping[str, float]:
         if ts.who_has:
             return {str(ws.name): float(ts.get_nbytes()) for ws in ts.who_has}
         if ts.key not in known:
             known[ts.key] = {}  # against a circle, which a graph has not
             here: dict[str, float] = {}
-            if "tile" not in tags.get(ts.key, {}):  # a product's tile will be where the plan says
+            if hops and "tile" not in tags.get(ts.key, {}):  # a product's tile will be where the plan says
                 for d in ts.dependencies:
-                    for name, size in holders(d).items():
+                    for name, size in holders(d, hops - 1).items():
                         here[name] = here.get(name, 0.0) + size / max(1, len(d.dependents))
             known[ts.key] = here
         return known[ts.key]

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client, wait
 from hypothesis import given
 from hypothesis import strategies as st
 
+import taskgraph as tg
+from scheduler_plugins import report
 from scheduler_plugins.locality import exchange, relocated
 
 NAMES = [f"cpu-{n}" for n in range(5)]
@@ -58,3 +65,55 @@ def test_tags_of_a_graph() -> None:
         "t0": "b", "t1": "a", "sum": "a", "source": "b", "other": None, "pin": "g", "pin1": "h",
     }  # fmt: skip
     assert relocated(tags, {"a": {}}) == tags
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with (
+        tg.LocalCluster(cpu_workers=2, threads_per_cpu_worker=1, gpus=0, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+        assert client.run_on_scheduler(report)["errors"] == 0
+
+
+def kept(client: Client, value: np.ndarray, name: str, order: Sequence[str]) -> tg.Tensor:
+    """The rows of a matrix in two blocks, on those workers."""
+    half = len(value) // 2
+    blocks = [client.scatter(b, workers=[w]) for b, w in zip((value[:half], value[half:]), order, strict=True)]
+    graph = {(name, n, 0): block for n, block in enumerate(blocks)}
+    return tg.from_dask(da.Array(graph, name, ((half, half), value.shape[1:]), dtype=value.dtype))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_tiles_run_where_the_rows_are_kept(client: Client, turned: bool) -> None:
+    """Only the right operand moves, half of it to each worker, whichever worker has which rows of the left one."""
+    n = 1600
+    a, b = np.random.default_rng(0).standard_normal((2, n, n))
+    workers = sorted(client.scheduler_info()["workers"], reverse=turned)
+    x, y = (kept(client, v, f"{name}-{turned}", workers) for v, name in ((a, "a"), (b, "b")))
+
+    def sent() -> int:
+        return sum(client.run(lambda dask_worker: dask_worker.transfer_outgoing_bytes_total).values())
+
+    before = sent()
+    c = (x @ y).persist()
+    futures = client.futures_of(c)
+    wait(futures)
+    moved = sent() - before
+    where = {f.key[1:]: set(w) for f in futures for w in [client.who_has([f])[f.key]]}
+    assert where == {(0, 0): {workers[0]}, (1, 0): {workers[1]}}
+    assert b.nbytes <= moved < 1.1 * b.nbytes
+    np.testing.assert_allclose(c.compute(), a @ b, atol=1e-9)
+
+
+def test_sources_of_a_product_are_made_where_they_are_needed(client: Client) -> None:
+    n = 1600
+    a, b = (tg.random.default_rng(s).standard_normal((n, n)) for s in (1, 2))
+
+    def sent() -> int:
+        return sum(client.run(lambda dask_worker: dask_worker.transfer_outgoing_bytes_total).values())
+
+    before = sent()
+    wait(client.futures_of((a @ b).persist()))
+    assert sent() - before < 1.3 * b.nbytes  # all of one operand; a block more or less where a worker idles
