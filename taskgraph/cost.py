@@ -372,17 +372,19 @@ class Evaluation:
         return threads
 
     def peaks(self, choice: Choice) -> dict[str, int]:
-        """Bytes that every worker in use holds at the most: the operands that it needs, its tiles, one more of them in
-        the making on every thread. What does not fit goes to its disk, or from a GPU to its host, so that it is never
+        """Bytes that every worker in use holds at the most: the operands that it needs, its tiles, and on every thread
+        the buffers of one in the making. What does not fit goes to its disk, or from a GPU to its host, so that it is never
         more than the worker's memory."""
-        results = np.bincount(self.worker, self.each_tile, len(self.slots.units))
-        in_work = np.zeros(len(self.slots.units))
+        layers, units = self.cut.layers, self.slots.units
+        in_work = np.zeros(len(units))
         np.maximum.at(in_work, self.worker, self.each_tile)
+        # what was added up so far, and the product of one of several blocks of k
+        buffers = (choice.chain > 1) + (len(self.p.k_blocks) > layers * choice.chain)
+        results = np.bincount(self.worker, self.each_tile, len(units)) * (1 + (layers > 1) / layers)
         held = self.operands_a[0] + self.operands_b[0] + results
-        units = self.slots.units
         return {
-            units[w].name: int(min(held[w] + in_work[w] * (choice.chain > 1) * units[w].threads, units[w].memory))
-            for w in np.unique(self.worker)
+            units[w].name: int(min(held[w] + in_work[w] * buffers * units[w].threads, units[w].memory))
+            for w in np.flatnonzero(np.bincount(self.worker))
         }
 
     # -- seconds

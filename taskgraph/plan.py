@@ -167,16 +167,17 @@ class ProductPlan:
         per_slot = _count_by_worker(self)
         gm, gn, gk = self.grid.shape
         shown = [f"{name}: {n}" for name, n in sorted(per_slot.items(), key=lambda item: _natural(item[0]))]
-        if len(shown) > MOST_SHOWN:
-            shown[MOST_SHOWN - 1 : -1] = ["..."]
         lead = f"{self.batch} x " if self.batch > 1 else ""
         return (
             f"{lead}({self.m}, {self.k}) @ ({self.k}, {self.n}) {self.dtype}: grid {gm}x{gn}x{gk}, "
             f"{self.flops / 1e9:.3g} GFLOP in {self.seconds:.3g} s (at least {self.area_seconds:.3g}), "
-            f"{self.bytes_moved / 1e6:.3g} MB moved (at least {self.bytes_bound / 1e6:.3g}), "
-            f"up to {format_bytes(max(self.peak_bytes.values(), default=0))} a worker; "
-            f"tiles on {', '.join(shown)}"
+            f"{self.bytes_moved / 1e6:.3g} MB moved (at least {self.bytes_bound / 1e6:.3g}); "
+            f"tiles on {', '.join(_shortened(shown))}"
         )
+
+
+def _shortened(items: list[str]) -> list[str]:
+    return items if len(items) <= MOST_SHOWN else [*items[: MOST_SHOWN - 1], "...", items[-1]]
 
 
 def _natural(name: str) -> tuple[str, int]:
@@ -258,6 +259,9 @@ class Plan:
             f"  products together: {self.makespan:.3g} s (all devices at full speed: {self.area_bound:.3g}), "
             f"{self.bytes_moved / 1e6:.3g} MB between workers (at least {self.bytes_bound / 1e6:.3g})"
         )
+        if peaks := self.peak_bytes:
+            shown = [f"{name}: {format_bytes(n)}" for name, n in sorted(peaks.items(), key=lambda x: _natural(x[0]))]
+            lines.append(f"  at most in memory: {', '.join(_shortened(shown))}")
         return "\n".join(lines)
 
     __str__ = summary
@@ -304,8 +308,7 @@ def _check_pin(node: Expr, machine: Machine) -> None:
 
 
 def _listed(machine: Machine) -> str:
-    names = [d.name for d in machine.devices]
-    return ", ".join(names if len(names) <= MOST_SHOWN else [*names[: MOST_SHOWN - 1], "...", names[-1]])
+    return ", ".join(_shortened([d.name for d in machine.devices]))
 
 
 def _lies_at(x: Expr, products: Mapping[Expr, ProductPlan], machine: Machine) -> str:

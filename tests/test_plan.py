@@ -580,8 +580,9 @@ def test_planning_is_quick(parts: int) -> None:
 SUMMARY = """\
 plan for 3 device(s): cpu-0, cpu-1, gpu-0 (emulated)
   (4096, 4096) @ (4096, 4096) float32: grid {grid}, 137 GFLOP in {seconds} s (at least 0.0151), \
-134 MB moved (at least 134), up to {peak} a worker; tiles on gpu-0: {tiles}
-  products together: {seconds} s (all devices at full speed: 0.0151), 134 MB between workers (at least 134)"""
+134 MB moved (at least 134); tiles on gpu-0: {tiles}
+  products together: {seconds} s (all devices at full speed: 0.0151), 134 MB between workers (at least 134)
+  at most in memory: gpu-0: {peak}"""
 
 
 def test_summary() -> None:
