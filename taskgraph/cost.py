@@ -373,8 +373,8 @@ class Evaluation:
 
     def peaks(self, choice: Choice) -> dict[str, int]:
         """Bytes that every worker in use holds at the most: the operands that it needs, its tiles, and on every thread
-        the buffers of one in the making. What does not fit goes to its disk, or from a GPU to its host, so that it is never
-        more than the worker's memory."""
+        the buffers of one in the making. What does not fit goes to its disk, or from a GPU to its host, so that it is
+        never more than the memory that it has."""
         layers, units = self.cut.layers, self.slots.units
         in_work = np.zeros(len(units))
         np.maximum.at(in_work, self.worker, self.each_tile)

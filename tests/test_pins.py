@@ -138,4 +138,4 @@ def test_an_emulated_gpu_is_planned_nothing_that_it_cannot_compute() -> None:
     for dtype, kind in (("float16", "cpu"), ("float32", "gpu")):
         a = tg.placeholder(dtype, (2048, 2048))
         (planned,) = tg.plan(a @ a, m).products.values()
-        assert planned.kind == kind
+        assert ("gpu" in planned.kind) == (kind == "gpu")
