@@ -220,12 +220,13 @@ def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, best: Choice | N
 
 
 def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """All, all but one, and those without the ones that are much slower, or faster, than others of their class."""
+    """All, those without the ones much slower, or faster, than others of their class, and one fewer of them."""
     gpus, cpus = (sorted([u for u in units if u.kind == kind], key=lambda u: -u.rate) for kind in ("gpu", "cpu"))
     yield gpus + cpus
     for some, others in ((gpus, cpus), (cpus, gpus)):
         steps = [i for i in range(1, len(some)) if some[i].rate < 0.8 * some[i - 1].rate]
-        for end in dict.fromkeys([*steps[::-1][:4], len(some) - 1]):
+        ends = [len(some), *steps[::-1][:4]]
+        for end in dict.fromkeys([*ends[1:], *(end - 1 for end in ends)]):
             if end:
                 yield some[:end] + others
         if steps:
