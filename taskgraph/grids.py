@@ -100,10 +100,10 @@ def _some(slots: Slots) -> Iterator[Slots]:
     """The slots that are worth a try: all, those before a great step down in speed, the fastest in some numbers; and
     those behind the first step, since like ones share what is bound by bytes better than a fast one with slow ones."""
     steps = [int(i) + 1 for i in np.flatnonzero(slots.rates[1:] < 0.8 * slots.rates[:-1])]
-    for count in sorted({len(slots), *steps, *(s for s in SOME if s < len(slots))}, reverse=True):
-        yield slots.between(0, count)
-    if steps:
-        yield slots.between(steps[0], len(slots))
+    for start in (0, *steps[:1]):
+        stops = {len(slots), *steps, *(start + s for s in SOME if start + s < len(slots))}
+        for stop in sorted((s for s in stops if s > start), reverse=True):
+            yield slots.between(start, stop)
 
 
 def _least_seconds(p: Problem, slots: Slots, setting: Setting) -> float:
@@ -226,11 +226,10 @@ def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
     for some, others in ((gpus, cpus), (cpus, gpus)):
         steps = [i for i in range(1, len(some)) if some[i].rate < 0.8 * some[i - 1].rate]
         ends = [len(some), *steps[::-1][:4]]
-        for end in dict.fromkeys([*ends[1:], *(end - 1 for end in ends)]):
-            if end:
-                yield some[:end] + others
-        if steps:
-            yield some[steps[0] :] + others
+        for end in dict.fromkeys([*ends, *(end - 1 for end in ends)]):
+            for start in (0, *steps[:1]):
+                if start < end and (start, end) != (0, len(some)):
+                    yield some[start:end] + others
 
 
 def _divided(p: Problem, slots: Slots, setting: Setting) -> Iterator[Choice]:
