@@ -365,8 +365,8 @@ def test_a_device_more_makes_no_plan_slower(
     before, after = (
         square(n, machine([(r, 1) for r in c], g, link_bytes_per_s=link), 4).seconds for c, g in ((cpus, gpus), grown)
     )
-    # Known: of some milliseconds, bound by bytes (n = 1024), a product may lose a quarter to a device unlike all others,
-    # since not every pair of numbers of GPUs and CPUs is tried.
+    # Known: of some milliseconds, bound by bytes (n = 1024), a product may lose a quarter to one unlike all the
+    # others, since not every pair of numbers of GPUs and CPUs is tried.
     assert after <= 1.05 * before
 
 
