@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local import LocalCluster
+from taskgraph.machine import Machine
 from workers.backend import visible_gpus
 
 
@@ -64,11 +65,16 @@ def _exit_code(end: SystemExit) -> int:
     return 1
 
 
-def show_info(connection: Mapping[str, Any], cluster: Mapping[str, Any] | None) -> int:
-    """Print a table of the workers' devices: kind, name, threads, memory, measured rates."""
+def show_info(connection: Mapping[str, Any], cluster: Mapping[str, Any] | None, description: str | None = None) -> int:
+    """Print a table of the workers' devices: kind, name, threads, memory, measured rates.
+
+    description: a file to which the machine is written, for `Machine.from_file`.
+    """
     with connected(connection, cluster) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         console().print(device_table(workers))
+        if description:
+            Machine.from_client(client).to_file(description)
     return 0
 
 

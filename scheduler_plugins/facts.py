@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scheduler_plugins.placement import (
-    MEMORY_FRACTION,
     PREFETCH_PER_THREAD,
     ROUND_TRIP_S,
     WorkerView,
+    has_room,
     places,
 )
 
@@ -75,7 +75,7 @@ class SchedulerFacts:
         slowest_s = max((self._group_s(group) for group in groups), default=0.0)
         if in_flight >= places(ws.nthreads, slowest_s):
             return None
-        room = not ws.memory_limit or ws.nbytes <= MEMORY_FRACTION * ws.memory_limit
+        room = has_room(ws.nbytes, ws.memory_limit)
         return WorkerView(str(ws.name), kind, ws.nthreads, in_flight, slowest_s, room)
 
 

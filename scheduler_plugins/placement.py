@@ -123,6 +123,15 @@ def places(nthreads: int, duration_s: float) -> int:
     return nthreads + int(min(max(1, math.ceil(min(wanted, 1e9))), PREFETCH_PER_THREAD * nthreads))
 
 
+def has_room(held_bytes: float, limit_bytes: float) -> bool:
+    """Rule 7: whether a worker that holds so many bytes may be given sources; a limit of 0 is none.
+
+    >>> has_room(5e9, 10e9), has_room(7e9, 10e9), has_room(7e9, 0)
+    (True, False, True)
+    """
+    return not limit_bytes or held_bytes <= MEMORY_FRACTION * limit_bytes
+
+
 def serving_kind(kind: str, alive: Mapping[str, str]) -> str | None:
     """The kind of the workers that run tasks of `kind`, given the kind of every worker alive; None: wait.
 

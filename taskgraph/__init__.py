@@ -46,12 +46,13 @@ from numpy import (
 
 from taskgraph import fft, linalg, optim, random, tree
 from taskgraph.device import device
-from taskgraph.execute import plan
+from taskgraph.execute import plan, simulate
 from taskgraph.io import load, save
 from taskgraph.lineage import LostValues
 from taskgraph.machine import Device, Machine
 from taskgraph.ops import *  # noqa: F403
 from taskgraph.plan import InfeasiblePlan, Plan
+from taskgraph.prediction import Prediction
 from taskgraph.random import randn
 from taskgraph.session import Session, Variable, placeholder
 from taskgraph.tensor import Tensor, compute, no_grad, persist

@@ -1,4 +1,4 @@
-"""The command line: `taskgraph demo | run | info | rules` (also `python -m taskgraph`)."""
+"""The command line: `taskgraph demo | run | plan | info | rules` (also `python -m taskgraph`)."""
 
 from __future__ import annotations
 
@@ -36,6 +36,25 @@ def _scheduler_options(command: Any) -> Any:
     return click.option("--scheduler", metavar="ADDRESS", help="Use the cluster at this address (tcp://host:port).")(
         command
     )
+
+
+def _machine_options(command: Any) -> Any:
+    """Options of a machine that is made up; None where not given."""
+    options: tuple[tuple[str, Any, str], ...] = (
+        ("--task-seconds", click.FloatRange(0), "Seconds a task [default: 0.0005]."),
+        ("--gpu-link", str, "Bytes a second between a GPU and its host [default: 12GB/s]."),
+        ("--link", str, "Bytes a second between workers [default: 1GB/s]."),
+        ("--gpu-memory", str, "Memory of each GPU [default: 16 GiB]."),
+        ("--gpu-gflops", click.FloatRange(0, min_open=True), "Of each GPU [default: 10000]."),
+        ("--cpu-memory", str, "Memory of each CPU worker [default: 16 GiB]."),
+        ("--cpu-gflops", click.FloatRange(0, min_open=True), "Of each CPU worker, all its threads [default: 50]."),
+        ("--threads", click.IntRange(1), "Of each CPU worker [default: 1]."),
+        ("--gpus", click.IntRange(0), "GPU-pinned workers of a made-up machine."),
+        ("--cpus", click.IntRange(0), "CPU workers of a made-up machine [default: 1 beside GPUs]."),
+    )
+    for name, kind, text in options:
+        command = click.option(name, type=kind, help=text)(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,17 +113,52 @@ def run(
     raise SystemExit(resolve("run_script")(script, args, connection, cluster))
 
 
+@main.command(name="plan", short_help="Predict a product on a machine that need not exist.")
+@_scheduler_options
+@_machine_options
+@click.option("--machine", "file", type=click.Path(exists=True, dir_okay=False), help="Use the machine of this file.")
+@click.option("--json", "as_json", type=click.Path(dir_okay=False), help="Write the figures to this file.")
+@click.option("--html", type=click.Path(dir_okay=False), help="Draw the timeline to this file.")
+@click.option("--dtype", default="float32", show_default=True, help="Of all operands.")
+@click.argument("expression")
+def plan_command(
+    expression: str, dtype: str, html: str | None, as_json: str | None, file: str | None, scheduler: str | None,
+    scheduler_file: str | None, **options: Any,
+) -> None:  # fmt: skip
+    """Predict EXPRESSION, such as "30000x30000 @ 30000x30000", on a machine, before anything runs.
+
+    Sizes are joined by x; @ multiplies, + adds, .T transposes; parentheses group. The machine is made up by the options
+    (--cpus, --gpus, ...), read from a file, or that of a running cluster; without any of these it is this one, as one
+    process uses it.
+    """
+    from taskgraph.whatif import described, show_plan
+
+    given = {name: value for name, value in options.items() if value is not None}
+    connection = _connection(scheduler, scheduler_file)
+    if bool(given) + bool(file) + bool(connection) > 1:
+        raise click.UsageError("the machine is made up by options, or --machine's, or a cluster's: give one of them")
+    if given and not (given.get("cpus") or given.get("gpus")):
+        raise click.UsageError("a machine needs workers: give --cpus or --gpus")
+    try:
+        show_plan(expression, dtype, described(connection, file, given), html, as_json)
+    except (TypeError, ValueError) as e:
+        raise click.ClickException(str(e)) from e
+
+
 @main.command(short_help="Show devices and their measured rates.")
 @_scheduler_options
 @_cluster_options
+@click.option(
+    "--json", "as_json", type=click.Path(dir_okay=False), help="Describe it in this file, for `plan --machine`."
+)
 def info(
     scheduler: str | None, scheduler_file: str | None, cpus: int | None, gpus: str, emulated_gpus: int | None,
-    memory_limit: str,
+    memory_limit: str, as_json: str | None,
 ) -> None:  # fmt: skip
     """Show the devices of this machine, or of a cluster, and their measured rates."""
     connection = _connection(scheduler, scheduler_file)
     cluster = None if connection else _cluster(cpus, gpus, emulated_gpus or 0, memory_limit)
-    raise SystemExit(resolve("show_info")(connection, cluster))
+    raise SystemExit(resolve("show_info")(connection, cluster, as_json))
 
 
 @main.command(short_help="Show which operations have derivative rules.")
@@ -134,7 +188,7 @@ def _connection(scheduler: str | None, scheduler_file: str | None) -> dict[str, 
     found = {"address": scheduler} if scheduler else {"scheduler_file": scheduler_file} if scheduler_file else {}
     context = click.get_current_context()
     for name in ("cpus", "gpus", "emulated_gpus", "memory_limit"):
-        if found and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        if found and context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT):
             option = "--" + name.replace("_", "-")
             raise click.UsageError(
                 f"{option} is for a cluster started here; the one that you named has its own workers"

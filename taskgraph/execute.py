@@ -21,8 +21,10 @@ from taskgraph.machine import Machine
 from taskgraph.passes import simplify
 from taskgraph.plan import Plan
 from taskgraph.plan import plan as plan_products
+from taskgraph.prediction import Prediction
 from taskgraph.primitives import find
 from taskgraph.reassociate import flops, reassociate
+from taskgraph.simulate import simulate as predict
 from taskgraph.spec import validate
 from taskgraph.upward import resolve
 
@@ -84,6 +86,24 @@ def plan(what: Any, machine: Machine) -> Plan:
         if not isinstance(getattr(x, "expr", None), Expr):
             raise TypeError(f"plan: needs a tensor or a list of tensors, got {type(x).__name__}")
     return planned([x.expr for x in items], machine)
+
+
+def simulate(what: Any, machine: Machine | None = None) -> Prediction:
+    """Predict a run of a tensor, of a list of them, or of a plan: makespan, bytes, memory, timeline, and their bounds.
+
+    Nothing runs. machine: made up, or read from a file; None for the plan's own, or else for the machine that a run now
+    would use. Raises what `plan` raises.
+
+    >>> import taskgraph as tg
+    >>> m = tg.Machine(devices=[tg.Device("cpu", 2**34, 50.0, threads=4), tg.Device("gpu", 2**34, 9000.0)])
+    >>> tg.simulate(tg.randn(8192, 8192) @ tg.randn(8192, 8192), m).jobs["gpu-0"] > 0
+    True
+    """
+    if isinstance(what, Plan) and machine is None:
+        return predict(what)
+    if isinstance(what, Plan):
+        raise TypeError("simulate: a plan is for its own machine; give the tensor to plan it for another")
+    return predict(plan(what, machine or machine_of(_client_of())))
 
 
 def lowered(exprs: Sequence[Expr], machine: Machine, keep: Sequence[bool] = ()) -> Lowered:

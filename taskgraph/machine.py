@@ -1,11 +1,13 @@
-"""The machine: devices and links as data, measured, read from a cluster or made up."""
+"""The machine: devices and links as data, measured, read from a cluster or a file, or made up."""
 
 from __future__ import annotations
 
 import functools
+import json
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dask.system import CPU_COUNT
@@ -111,6 +113,29 @@ class Machine:
     def home(self) -> str:
         """The kind of device that everything but products runs on: CPUs, unless there are none."""
         return "cpu" if self.of_kind("cpu") else "gpu"
+
+    def to_file(self, path: str | Path) -> None:
+        """Write the description as JSON, for `from_file` on any other machine."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Machine:
+        """The machine that `to_file` described, or a person: a JSON object with the fields of `Machine` and a list
+        `devices` of objects with those of `Device`. ValueError, naming the file, where it describes none.
+
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "machine.json")
+        >>> m = Machine(devices=[Device("cpu", 2**34, 100.0), Device("gpu", 2**34, {"float32": 9000.0})])
+        >>> m.to_file(path)
+        >>> Machine.from_file(path) == m
+        True
+        """
+        try:
+            known = json.loads(Path(path).read_text())
+            return cls(**{**known, "devices": tuple(Device(**d) for d in known["devices"])})
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            what = f"it lacks {e}" if isinstance(e, KeyError) else e
+            raise ValueError(f"{path} describes no machine: {what}") from e
 
     @classmethod
     def local(cls) -> Machine:

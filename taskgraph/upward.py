@@ -1,7 +1,8 @@
 """The one upward edge: names of the layers above this one, looked up when they are first used.
 
 `taskgraph` is imported by `autodiff`, `scheduler_plugins` and `deploy`, so it cannot import them; the facade and the
-few places that need them (a tensor's `backward`, the plugin's registration) ask here.
+few places that need them (a tensor's `backward`, the plugin's registration, the simulation of what the plugin does) ask
+here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ WHERE = {
     "check_grads": "autodiff.check",
     "TilePlacement": "scheduler_plugins.plugin",
     "KeptValues": "scheduler_plugins.lineage",
+    "assign": "scheduler_plugins.placement",
+    "has_room": "scheduler_plugins.placement",
+    "places": "scheduler_plugins.placement",
+    "ReadyQueue": "scheduler_plugins.placement",
+    "ReadyTask": "scheduler_plugins.placement",
+    "WorkerView": "scheduler_plugins.placement",
     "LocalCluster": "deploy.local",
     "profile": "workers.profile",
     "run_demo": "deploy.demo",

@@ -1,0 +1,387 @@
+"""What a plan will do on its machine: an event simulation, pure; nothing runs.
+
+Design note. The simulated scheduler asks the placement plugin's own `assign` which worker gets which job, so late
+binding, slots, stealing, places in flight and the memory rule are the plugin's by construction, not a copy that drifts.
+Around it is a model of the machine:
+
+- A worker computes as many jobs at once as it has threads. A job takes the machine's seconds a task, its operations at
+  the device's rate, and for other work an element a nanosecond on a CPU thread.
+- A job that is bound to a worker fetches what it lacks at once, while earlier ones compute. A worker sends one block at
+  a time and receives one at a time, at the machine's link speed. A block is fetched by a worker once and kept until its
+  last use; what a rechunk takes of a block is fetched for it alone.
+- A GPU has a link to its host on which one block moves at a time: operands that come from elsewhere go up before the
+  job starts (while others compute), results go down before another worker gets them.
+- A result is freed, copies too, when its last user is done; data that lay there from the start and the results stay.
+  The memory of a worker is counted with what is on its way to it, and with the scratch space of what it computes.
+
+Jobs run in the order of a depth-first walk from the results, as Dask's own order nearly is.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from taskgraph.expr import DType
+from taskgraph.jobs import Job, Jobs, jobs_of
+from taskgraph.limits import area_bound, bytes_bound, critical_path
+from taskgraph.links import Links, Transfer
+from taskgraph.machine import KINDS, Device, Machine
+from taskgraph.passes import ELEMENTWISE_PER_S
+from taskgraph.plan import Plan
+from taskgraph.prediction import Prediction, Row
+from taskgraph.upward import resolve
+
+#: Elements per second of elementwise work on a GPU (chosen: three passes of 4 bytes over memory of 1 TB/s).
+GPU_ELEMENTWISE_PER_S = 8e10
+
+
+def simulate(plan: Plan) -> Prediction:
+    """Predict what a run of the plan does: when each job runs where, what moves, how much memory it takes.
+
+    >>> import taskgraph as tg
+    >>> m = tg.Machine(devices=[tg.Device("cpu", 2**34, 50.0), tg.Device("cpu", 2**34, 50.0)])
+    >>> a, b = (tg.placeholder("float32", (4096, 4096)) for _ in range(2))
+    >>> p = simulate(tg.plan(a @ b, m))
+    >>> p.makespan >= p.bound >= p.area_bound == 2 * 4096**3 / 100e9
+    True
+    """
+    jobs = jobs_of(plan)
+    run = _Run(jobs)
+    run.go()
+    machine = plan.machine
+    return Prediction(
+        plan=plan,
+        makespan=run.now,
+        bytes_moved=run.bytes_moved,
+        bytes_bound=bytes_bound(plan),
+        peak_bytes={w.device.name: w.peak for w in run.workers},
+        timeline=tuple(run.timeline),
+        area_bound=area_bound(plan),
+        critical_path=critical_path(jobs, _fastest(machine)),
+        link_bound=max(w.link_seconds for w in run.workers),
+        jobs={w.device.name: w.done for w in run.workers},
+        busy_seconds={w.device.name: w.busy_s for w in run.workers},
+    )
+
+
+def _fastest(machine: Machine) -> Callable[[Job], float]:
+    """Seconds of a job on the device of its class that takes least."""
+
+    @functools.cache
+    def devices(kind: str, dtype: DType) -> list[Device]:
+        known = machine.of_kind(kind) or machine.devices
+        groups = [[d for d in known if d.emulated == emulated] for emulated in (True, False)]
+        return [max(g, key=lambda d: d.rate(dtype)) for g in groups if g]
+
+    return lambda job: min([seconds_of(job, d, machine) for d in devices(job.kind, job.dtype)])
+
+
+def seconds_of(job: Job, device: Device, machine: Machine) -> float:
+    """Seconds for which a job keeps one of the device's threads."""
+    per_s = GPU_ELEMENTWISE_PER_S if device.kind == "gpu" and not device.emulated else ELEMENTWISE_PER_S
+    flops = job.flops / device.rate(job.dtype) if job.flops else 0.0
+    return machine.task_seconds + flops + job.work / per_s
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """A worker as the run goes on."""
+
+    def __init__(self, number: int, device: Device) -> None:
+        self.number, self.device = number, device
+        self.free_threads = list(range(device.threads))  # a heap
+        self.bound: dict[int, float] = {}  # jobs bound and not done -> their seconds
+        self.ready: list[tuple[int, int]] = []  # (priority, job): everything is here, waits for a thread
+        self.waited_for: dict[int, list[int]] = {}  # blocks on their way -> jobs that wait for them
+        self.has: set[int] = set()  # blocks that are where its jobs can take them
+        self.done, self.busy_s = 0, 0.0
+        self.held = self.peak = 0
+        self.slowest = 0.0  # the longest of the jobs bound
+        self.host_link_from = 0.0  # free from then on
+        self.sent_s = self.received_s = self.host_s = 0.0
+
+    def hold(self, nbytes: int) -> None:
+        self.held += nbytes
+        self.peak = max(self.peak, self.held)
+
+    @property
+    def link_seconds(self) -> float:
+        return max(self.sent_s, self.received_s, self.host_s)
+
+
+class _Run:
+    """The state of a simulated run. It is its own `placement.Facts`."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs, self.machine = jobs.items, jobs.plan.machine
+        self.workers = [_Worker(n, d) for n, d in enumerate(self.machine.devices)]
+        self.changed = dict.fromkeys(self.workers)  # of which the placement would see something else now
+        self.open: dict[int, Any] = {}  # what the placement sees of the workers that have a place
+        self.by_name = {w.device.name: w for w in self.workers}
+        devices = self.machine.devices
+        self.usual = {k: next((d for d in devices if d.kind == k), devices[0]) for k in KINDS}
+        self.kinds = {name: w.device.kind for name, w in self.by_name.items()}
+        self.priority = depth_first(jobs)
+        self.users: list[list[int]] = [[] for _ in self.jobs]
+        for number, job in enumerate(self.jobs):
+            for need, _ in job.needs if self.priority[number] >= 0 else ():  # else nobody needs it, and it never runs
+                self.users[need].append(number)
+        self.uses_left = [len(u) for u in self.users]
+        self.missing = [len(job.needs) for job in self.jobs]  # needs that do not exist yet
+        self.kept = set(jobs.results)
+        self.made_by: dict[int, _Worker] = {}  # where a result was computed, or lay from the start
+        self.holders: list[list[int]] = [[] for _ in self.jobs]  # workers that can send it
+        self.links = Links(len(self.workers), self.holders)
+        self.on_host: set[int] = set()  # results of GPUs that came down to their hosts
+        self.to_come: dict[int, int] = {}  # bound jobs -> blocks that have not arrived
+        self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.timeline: list[Row] = []
+        self.now, self.bytes_moved, self.in_flight, self._events = 0.0, 0, 0, 0
+        self.assign, self.task, self.view = resolve("assign"), resolve("ReadyTask"), resolve("WorkerView")
+        self.places, self.has_room, self.queue = resolve("places"), resolve("has_room"), resolve("ReadyQueue")()
+        self.coming: dict[str, int] = {}
+        self.bandwidth = self.machine.link_bytes_per_s
+
+    # what the placement asks
+
+    def duration_s(self, key: Any) -> float:
+        job = self.jobs[key]
+        named = self.by_name.get(job.slot or "")
+        device = named.device if named else self.usual[job.kind]
+        return seconds_of(job, device, self.machine)
+
+    def held_bytes(self, key: Any) -> Mapping[str, int]:
+        held: dict[str, int] = {}
+        for need, nbytes in self.jobs[key].needs:
+            for w in self.holders[need]:
+                name = self.workers[w].device.name
+                held[name] = held.get(name, 0) + nbytes
+        return held
+
+    # the loop
+
+    def go(self) -> None:
+        """Run all jobs."""
+        for number, job in enumerate(self.jobs):
+            if job.needs and job.slot and self.priority[number] >= 0:
+                self.coming[job.slot] = self.coming.get(job.slot, 0) + 1
+        for number, job in enumerate(self.jobs):
+            if job.home is not None:
+                home = self.by_name[job.home]
+                home.hold(job.nbytes)
+                if home.device.kind == "cpu":
+                    home.has.add(number)
+                self._made(number, home)
+            elif not job.needs and self.priority[number] >= 0:
+                self._enqueue(number)
+        self._place()
+        while self.events:
+            self.now = self.events[0][0]
+            while self.events and self.events[0][0] == self.now:
+                _, _, happens, what = heapq.heappop(self.events)
+                happens(*what)
+            self._place()
+        left = len(self.queue) + self.in_flight
+        assert not left, f"{left} jobs are left that no worker may run; please report this"
+
+    def _at(self, time: float, happens: Callable[..., None], *what: Any) -> None:
+        self._events += 1
+        heapq.heappush(self.events, (time, self._events, happens, what))
+
+    def _made(self, number: int, w: _Worker) -> None:
+        self.made_by[number] = w
+        self.holders[number].append(w.number)
+        for user in self.users[number]:
+            self.missing[user] -= 1
+            if not self.missing[user]:
+                if (slot := self.jobs[user].slot) is not None:
+                    self.coming[slot] -= 1
+                self._enqueue(user)
+
+    def _enqueue(self, number: int) -> None:
+        job = self.jobs[number]
+        source = not job.needs
+        self.queue.add(self.task(number, (self.priority[number],), job.kind, job.slot, job.pinned, source))
+
+    def _place(self) -> None:
+        """A round of the plugin: bind what finds a place."""
+        if not len(self.queue):
+            return
+        for w in self.changed:
+            self._look(w)
+        self.changed.clear()
+        wanted = {lane.kind for lane in self.queue.lanes()}
+        views = [view for view in self.open.values() if view.kind in wanted]
+        if not views:
+            return
+        idle = not self.in_flight
+        bindings = self.assign(self.queue, views, alive=self.kinds, coming=self.coming, facts=self, idle=idle)
+        for binding in bindings:
+            self._bind(binding.task.key, self.by_name[binding.worker])
+
+    def _look(self, w: _Worker) -> None:
+        d = w.device
+        if len(w.bound) >= self.places(d.threads, w.slowest):
+            self.open.pop(w.number, None)
+            return
+        room = self.has_room(w.held, d.memory_bytes)
+        self.open[w.number] = self.view(d.name, d.kind, d.threads, len(w.bound), w.slowest, room)
+
+    # a job's way
+
+    def _bind(self, number: int, w: _Worker) -> None:
+        job = self.jobs[number]
+        w.bound[number] = seconds = seconds_of(job, w.device, self.machine)
+        w.slowest = max(w.slowest, seconds)
+        self.changed[w] = None
+        self.in_flight += 1
+        absent = [need for need in job.needs if need[0] not in w.has] if self.machine.is_cluster else []
+        self.to_come[number] = len(absent)
+        for need, nbytes in absent:
+            self._fetch(need, nbytes, number, w)
+        if not absent:
+            self._ready(number, w)
+
+    def _arrived(self, waiting: Sequence[int], w: _Worker) -> None:
+        for number in waiting:
+            self.to_come[number] -= 1
+            if not self.to_come[number]:
+                self._ready(number, w)
+
+    def _ready(self, number: int, w: _Worker) -> None:
+        heapq.heappush(w.ready, (self.priority[number], number))
+        self._start(w)
+
+    def _start(self, w: _Worker) -> None:
+        while w.ready and w.free_threads:
+            _, number = heapq.heappop(w.ready)
+            thread, job = heapq.heappop(w.free_threads), self.jobs[number]
+            w.hold(job.nbytes + job.scratch)
+            self.changed[w] = None
+            end = self.now + w.bound[number]
+            self.timeline.append(Row(w.device.name, thread, job.label, "compute", self.now, end))
+            self._at(end, self._done, number, w, thread)
+            w.done, w.busy_s = w.done + 1, w.busy_s + w.bound[number]
+
+    def _done(self, number: int, w: _Worker, thread: int) -> None:
+        job = self.jobs[number]
+        heapq.heappush(w.free_threads, thread)
+        w.hold(-job.scratch)
+        self.changed[w] = None
+        w.has.add(number)
+        if w.bound.pop(number) >= w.slowest:
+            w.slowest = max(w.bound.values(), default=0.0)
+        self.in_flight -= 1
+        for need, nbytes in job.needs:
+            if nbytes != self.jobs[need].nbytes and self.machine.is_cluster and need not in w.has:
+                w.hold(-nbytes)  # a part, which was fetched for this job alone
+            self.uses_left[need] -= 1
+            if not self.uses_left[need]:
+                self._release(need)
+        self._made(number, w)
+        if not self.uses_left[number] and number not in self.kept:
+            self._release(number)
+        self._start(w)
+
+    def _release(self, number: int) -> None:
+        stays = self.jobs[number].home is not None or number in self.kept
+        for at, w in enumerate(self.holders[number]):
+            if at or not stays:
+                self.workers[w].hold(-self.jobs[number].nbytes)
+                self.changed[self.workers[w]] = None
+                self.workers[w].has.discard(number)
+        self.holders[number][int(stays) :] = []
+
+    # moving
+
+    def _fetch(self, need: int, nbytes: int, number: int, w: _Worker) -> None:
+        part = nbytes != self.jobs[need].nbytes
+        if not part and need in w.waited_for:
+            w.waited_for[need].append(number)
+            return
+        if not part:
+            w.waited_for[need] = [number]
+        t = Transfer(need, nbytes, w.number, number if part else None)
+        if self.made_by[need] is w:  # on the host of a GPU
+            self._received(t)
+        else:
+            self._send(self.links.ask(t))
+
+    def _send(self, begun: Sequence[Transfer]) -> None:
+        for t in begun:
+            sender, to = self.workers[t.sender], self.workers[t.to]
+            start = self._download(t.of, sender)
+            seconds = t.nbytes / self.machine.link_bytes_per_s
+            sender.sent_s += seconds
+            to.received_s += seconds
+            to.hold(t.nbytes)
+            self.changed[to] = None
+            self.bytes_moved += t.nbytes
+            self._moved(to, t.of, f"from {sender.device.name}", start, start + seconds)
+            self._at(start + seconds, self._sent, t)
+
+    def _sent(self, t: Transfer) -> None:
+        self._send(self.links.done(t))
+        if t.job is None:
+            self.holders[t.of].append(t.to)
+        self._received(t)
+        if t.job is None:
+            self._send(self.links.copied(t.of, t.to))
+
+    def _received(self, t: Transfer) -> None:
+        """A block is in a worker's host memory; on a GPU worker it goes up."""
+        w = self.workers[t.to]
+        if w.device.kind == "gpu":
+            at = self._host_link(w, t.nbytes, t.of, "to device")
+            self._at(at, self._here, t, w)
+        else:
+            self._here(t, w)
+
+    def _here(self, t: Transfer, w: _Worker) -> None:
+        if t.job is None:
+            w.has.add(t.of)
+        self._arrived(w.waited_for.pop(t.of) if t.job is None else [t.job], w)
+
+    def _download(self, need: int, w: _Worker) -> float:
+        """When a result that was computed on a GPU is in its host's memory; copies came through the host."""
+        made = w.device.kind == "gpu" and self.made_by[need] is w and self.jobs[need].home is None
+        if not made or need in self.on_host:
+            return self.now
+        self.on_host.add(need)
+        return self._host_link(w, self.jobs[need].nbytes, need, "from device")
+
+    def _host_link(self, w: _Worker, nbytes: int, need: int, way: str) -> float:
+        start, seconds = max(self.now, w.host_link_from), nbytes / w.device.link
+        w.host_link_from = start + seconds
+        w.host_s += seconds
+        self._moved(w, need, way, start, start + seconds)
+        return start + seconds
+
+    def _moved(self, w: _Worker, need: int, way: str, start: float, stop: float) -> None:
+        label = f"{self.jobs[need].label} {way}"
+        self.timeline.append(Row(w.device.name, w.device.threads, label, "transfer", start, stop))
+
+
+def depth_first(jobs: Jobs) -> list[int]:
+    """The place of every job in a depth-first walk from the results: small goes first."""
+    order = [-1] * len(jobs.items)
+    count = 0
+    stack = jobs.results[::-1]
+    while stack:
+        number = stack[-1]
+        if order[number] >= 0:
+            stack.pop()
+            continue
+        missing = [n for n, _ in jobs.items[number].needs if order[n] < 0]
+        if missing:
+            stack.extend(reversed(missing))
+        else:
+            order[number] = count
+            count += 1
+            stack.pop()
+    return order
