@@ -14,6 +14,7 @@ from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
 from distributed import Nanny, Scheduler, SpecCluster, Worker
 from distributed.deploy.utils import nprocesses_nthreads
 from distributed.security import Security
@@ -62,6 +63,8 @@ class LocalCluster(SpecCluster):
     worker of its own, with one thread and CUDA_VISIBLE_DEVICES naming it alone; CPU workers see no GPU.
     emulated_gpus: workers that stand in for GPUs where there are none, named after the real ones. They
     compute on the CPU's cores, which they share with the CPU workers, and say so in their profile.
+    emulated_gpu_memory: of each, in bytes or as "2 GiB": device memory that is counted and runs out as a real one's.
+    By default it does not.
     memory_limit: of each worker's host memory, in bytes, as "4 GiB", or as a fraction of the machine's;
     "auto" shares the machine's among all workers alike, None sets no limit.
     memory_fraction: of each GPU's memory, that CuPy's pool may take.
@@ -95,6 +98,7 @@ class LocalCluster(SpecCluster):
         *,
         memory_fraction: float = DEVICE_FRACTION,
         blas_threads: int = 1,
+        emulated_gpu_memory: int | str | None = None,
         host: str = LOOPBACK,
         dashboard_address: str | int | None = ":8787",
         scheduler_port: int = 0,
@@ -131,7 +135,11 @@ class LocalCluster(SpecCluster):
             "death_timeout": START_TIMEOUT_S,
             "config": worker_config(),
         } | worker_kwargs
-        settings = {"memory_fraction": memory_fraction, "blas_threads": blas_threads}
+        settings = {
+            "memory_fraction": memory_fraction,
+            "blas_threads": blas_threads,
+            "emulated_memory": None if emulated_gpu_memory is None else parse_bytes(emulated_gpu_memory),
+        }
         gpus_of = gpu_options(tokens, protocol)
         workers, cpu_spec = worker_specs(common, settings, (n_cpu, cpu_threads), gpus_of, emulated_gpus)
         scheduler = {

@@ -14,7 +14,7 @@ from distributed import Client
 import taskgraph as tg
 from deploy.demo import exact_rows, run_product
 from deploy.local import LocalCluster
-from workers import backend, memory
+from workers import backend, counters, memory
 from workers.device_tile import DeviceTile, run
 from workers.kernels import gemm_panel, tree_add
 from workers.profile import profile
@@ -287,3 +287,68 @@ class TestCluster:
             return {tuple(sorted(os.sched_getaffinity(int(thread)))) for thread in os.listdir("/proc/self/task")}
 
         assert len(client.submit(affinities, workers=["gpu-0"], pure=False).result(timeout=WAIT_S)) == 1
+
+
+class TestStreams:
+    """Uploads beside the work, the cache, and what is done without room: the same as on the emulated GPU."""
+
+    @pytest.fixture
+    def bounded(self, gpu):
+        """Bound the pool to so many bytes beyond what it holds; without a bound again after the test."""
+        import cupy
+
+        counters.reset()
+
+        def bound(nbytes):
+            gpu.free()
+            pool = cupy.get_default_memory_pool()
+            pool.set_limit(size=pool.total_bytes() + nbytes)
+
+        yield bound
+        gpu.free()
+        memory.bound_device_pool(1.0)
+
+    def test_uploads_of_every_layout(self, gpu):
+        rng = np.random.default_rng(0)
+        for host in (
+            rng.random((3000, 2000)),
+            np.asfortranarray(rng.random((3000, 2000))),
+            rng.random((3000, 4000))[::2, ::3],
+            rng.random((3000, 2000)) > 0.5,
+            rng.random((300, 200)).astype(">f8"),
+        ):
+            host.flags.writeable = False
+            np.testing.assert_array_equal(gpu.to_host(gpu.to_device(host)), host)
+
+    def test_many_uploads_beside_products(self, gpu):
+        """Memory that a product still reads is not written by the next upload."""
+        gpu.cache.limit_bytes = 0
+        tiles = [np.full((1024, 1024), float(n), "float32") for n in range(24)]
+        eye = np.eye(1024, dtype="float32")
+        for _ in range(3):
+            result = np.asarray(run(gemm_panel, tiles, [eye] * len(tiles)))
+            np.testing.assert_array_equal(result, np.full((1024, 1024), float(sum(range(24)))))
+
+    def test_the_second_task_uploads_nothing_again(self, gpu):
+        counters.reset()
+        a, b = (np.ones((1024, 1024), "float32") for _ in range(2))
+        for _ in range(3):
+            run(gemm_panel, [a, b], [b, a])
+        assert counters.counts()["bytes_uploaded"] == a.nbytes + b.nbytes
+        del a
+        assert gpu.cache.held_bytes == b.nbytes
+
+    @pytest.mark.parametrize(("room", "step"), [(9, "freed"), (2, "pieces"), (0.01, "host")])
+    def test_without_room(self, gpu, bounded, room, step):
+        side = 2048
+        a, b = (np.full((side, side), x, "float32") for x in (1, 2))
+        run(gemm_panel, [a[:8, :8]], [b[:8, :8]])  # cuBLAS's workspace
+        bounded(int(room * a.nbytes))
+        if step == "freed":
+            kept = [np.zeros((side, side), "float32") for _ in range(5)]
+            gpu.cache.limit_bytes = 20 * a.nbytes
+            for k in kept:
+                run(lambda xp, x: xp.sum(x), k)
+        np.testing.assert_array_equal(np.asarray(run(gemm_panel, [a] * 3, [b] * 3)), np.full((side, side), 6.0 * side))
+        if step != "freed":
+            assert counters.counts()[f"out_of_memory_{step}"] == 1

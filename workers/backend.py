@@ -6,11 +6,13 @@ it is.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 import platform
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from typing import Any
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
-from workers import memory
+from workers import emulated, memory
+from workers.cache import SHARE, DeviceCache
+from workers.counters import count
+from workers.emulated import EMULATED_DEVICE
 
-#: Where `emulated_gpu` keeps its arrays: array_api_strict's second device refuses `np.asarray`, and refuses
-#: to mix with arrays of another device, as a GPU does.
-EMULATED_DEVICE = "device1"
+#: An upload that has begun: called, it gives the array, which this thread's further work on the device may use.
+Upload = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Backend:
     """A device class of this process: its array namespace and the copies to and from it.
 
     kind: "cpu" or "gpu"; name: what a person calls the device; emulated: whether it only stands in for a GPU;
-    xp: the array API namespace of its arrays; array_type: the class of its arrays.
+    xp: the array API namespace of its arrays; array_type: the class of its arrays; cache: copies of host arrays that
+    stay on the device, nothing at first.
 
     >>> host().kind, host().emulated
     ('cpu', False)
@@ -41,13 +46,52 @@ class Backend:
     emulated: bool
     xp: Any = field(repr=False)
     array_type: type = field(repr=False)
-    _to_device: Callable[[np.ndarray], Any] = field(repr=False)
+    _begin_upload: Callable[[np.ndarray], Upload] = field(repr=False)
     _to_host: Callable[[Any], np.ndarray] = field(repr=False)
     _synchronize: Callable[[], None] = field(repr=False)
+    _free_pools: Callable[[], None] = field(default=lambda: None, repr=False)
+    _is_out_of_memory: Callable[[BaseException], bool] = field(default=lambda error: False, repr=False)
+    cache: DeviceCache = field(default_factory=lambda: DeviceCache(0), repr=False, compare=False)
 
-    def to_device(self, host: np.ndarray) -> Any:
-        """The array on this device: a copy on a GPU, the array itself on the host."""
-        return self._to_device(host)
+    def to_device(self, host: np.ndarray, *, keep: bool = False) -> Any:
+        """The array on this device: a copy on a GPU, the array itself on the host. keep: as of `begin_upload`."""
+        return self.begin_upload(host, keep=keep)()
+
+    def begin_upload(self, host: np.ndarray, *, keep: bool = False) -> Upload:
+        """Start to copy the array to the device; what is given back waits for it.
+
+        keep: take the copy from the cache, and leave it there for others, as long as nobody changes the array.
+        """
+        known: Upload | None = self.cache.get(host) if keep else None
+        if known is not None:
+            return known
+        upload = self._begin_or_none(host)
+        if upload is None:  # the cache is the first to give, before a task has to be done again
+            self.free()
+            upload = self._begin_upload(host)
+        if self.kind == "gpu":
+            count("bytes_uploaded", host.nbytes)
+        if keep:
+            self.cache.put(host, upload)
+        return upload
+
+    def _begin_or_none(self, host: np.ndarray) -> Upload | None:
+        """None where there is no room, but would be some without the cache."""
+        try:
+            return self._begin_upload(host)
+        except Exception as error:
+            if not self.cache.held_bytes or not self.is_out_of_memory(error):
+                raise
+        return None
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether the error says that this device (not the host) had no room."""
+        return self._is_out_of_memory(error)
+
+    def free(self) -> None:
+        """Give back what is only kept in case it is wanted again: the cache, and what the pools hold."""
+        self.cache.clear()
+        self._free_pools()
 
     def to_host(self, array: Any) -> np.ndarray:
         """The array as NumPy's: a copy from a GPU, the array itself on the host."""
@@ -64,10 +108,25 @@ class Backend:
 
 _current: Backend | None = None
 
+#: The backend that this thread works on for a while, instead of its process's.
+_meanwhile = threading.local()
+
 
 def current() -> Backend:
-    """The backend of this process; the host's NumPy unless `use` said otherwise."""
-    return host() if _current is None else _current
+    """The backend of this process (of this thread, inside `within`); the host's NumPy unless `use` said otherwise."""
+    here: Backend | None = getattr(_meanwhile, "backend", None) or _current
+    return host() if here is None else here
+
+
+@contextlib.contextmanager
+def within(backend: Backend) -> Iterator[None]:
+    """This thread works on `backend` inside the block."""
+    before = getattr(_meanwhile, "backend", None)
+    _meanwhile.backend = backend
+    try:
+        yield
+    finally:
+        _meanwhile.backend = before
 
 
 def use(backend: Backend | None) -> None:
@@ -85,7 +144,7 @@ def host() -> Backend:
         emulated=False,
         xp=numpy_namespace,
         array_type=np.ndarray,
-        _to_device=lambda array: array,
+        _begin_upload=lambda array: lambda: array,
         _to_host=lambda array: array,
         _synchronize=lambda: None,
     )
@@ -104,14 +163,10 @@ def cupy_gpu(memory_fraction: float = memory.DEVICE_FRACTION) -> Backend:
     import array_api_compat.cupy as cupy_namespace
     import cupy
 
+    from workers import cupy_memory
+
     cupy.cuda.Device(0).use()
-    memory.bound_device_pool(memory_fraction)
-
-    def to_device(array: np.ndarray) -> Any:
-        on_device = cupy.asarray(array)
-        memory.trim_pinned_pool()
-        return on_device
-
+    pool_bytes = memory.bound_device_pool(memory_fraction)
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"]
     return Backend(
         kind="gpu",
@@ -119,10 +174,13 @@ def cupy_gpu(memory_fraction: float = memory.DEVICE_FRACTION) -> Backend:
         emulated=False,
         xp=cupy_namespace,
         array_type=cupy.ndarray,
-        _to_device=to_device,
+        _begin_upload=cupy_memory.begin_upload,
         _to_host=cupy.asnumpy,
         # The stream is the thread's: a task waits for what it launched itself, and for nothing else.
         _synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
+        _free_pools=cupy_memory.free_pools,
+        _is_out_of_memory=cupy_memory.is_out_of_memory,
+        cache=DeviceCache(int(SHARE * pool_bytes)),
     )
 
 
@@ -139,19 +197,21 @@ def emulated_gpu() -> Backend:
         emulated=True,
         xp=array_api_strict,
         array_type=type(array_api_strict.empty(0)),
-        _to_device=functools.partial(_to_emulated, device),
+        _begin_upload=functools.partial(_to_emulated, device),
         _to_host=lambda array: np.asarray(array.to_device(host_device)),
         _synchronize=lambda: None,
+        _is_out_of_memory=lambda error: isinstance(error, emulated.OutOfMemory),
     )
 
 
-def _to_emulated(device: Any, host: np.ndarray) -> Any:
+def _to_emulated(device: Any, host: np.ndarray) -> Upload:
     import array_api_strict
 
     if host.dtype == np.float16:
         raise TypeError("an emulated GPU has only the array API's types, not float16: pin the work to 'cpu'")
     # copy: a real device never shares memory with the host, so neither does this one.
-    return array_api_strict.asarray(host, device=device, copy=True)
+    array = array_api_strict.asarray(host, device=device, copy=True)
+    return lambda: array
 
 
 def visible_gpus() -> tuple[str, ...]:

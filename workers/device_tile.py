@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 import numpy as np
 from dask.sizeof import sizeof
 
-from workers import backend
+from workers import backend, operand, shortage
+from workers.aligned import aligned
+
+#: Brings a value of a task's arguments to where the kernel runs.
+Mover = Callable[[Any, backend.Backend], Any]
 
 
 class DeviceTile:
@@ -47,8 +52,7 @@ class DeviceTile:
     @property
     def dtype(self) -> np.dtype[Any]:
         """NumPy's dtype of the same name, whatever the namespace calls it."""
-        dtype = self.array.dtype
-        return dtype if isinstance(dtype, np.dtype) else np.dtype(str(dtype).rpartition(".")[2])
+        return operand.numpy_dtype(self.array)
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +89,7 @@ def _sizeof_device_tile(tile: DeviceTile) -> int:
 def rebuild(host: np.ndarray[Any, Any]) -> DeviceTile | np.ndarray[Any, Any]:
     """What a pickled tile becomes here: a DeviceTile where this process has a GPU, else the host's array."""
     here = backend.current()
-    return DeviceTile(here.to_device(host), here) if here.kind == "gpu" else host
+    return DeviceTile(here.to_device(host), here) if here.kind == "gpu" else aligned(host)
 
 
 def to_host(value: Any) -> Any:
@@ -97,51 +101,78 @@ def run(kernel: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call `kernel(xp, *args, **kwargs)` on this process's device: what every task of ours does.
 
     Arrays among the arguments (NumPy's and DeviceTiles, also in lists, tuples and dicts) go to the device
-    first; everything else passes as it is. On a GPU the task waits for the device, so that its duration is
-    the kernel's, and resulting arrays (also in lists, tuples and dicts) come back as DeviceTiles; on the host
-    they are NumPy's.
+    first, or when the kernel wants them if it is marked with `operand.streams`; everything else passes as it is.
+    On a GPU the task waits for the device, so that its duration is the kernel's, and resulting arrays (also in
+    lists, tuples and dicts) come back as DeviceTiles, or NumPy's where the GPU had no room for them
+    (`workers.shortage`); on the host they are NumPy's.
 
     >>> run(lambda xp, a: xp.sum(a, axis=0), np.ones((2, 2)))
     array([2., 2.])
     """
     here = backend.current()
-    result = kernel(
-        here.xp,
-        *(_to_here(arg, here) for arg in args),
-        **{name: _to_here(arg, here) for name, arg in kwargs.items()},
-    )
     if here.kind != "gpu":
-        return result
-    here.synchronize()
-    return _wrapped(result, here)
+        return _call(kernel, args, kwargs, here, _to_host_here)
+    is_streaming = operand.is_streaming(kernel)
+
+    def on_device(pieces: int) -> Any:
+        move = functools.partial(_as_operand, pieces=pieces) if is_streaming else _to_device
+        result = _call(kernel, args, kwargs, here, move)
+        here.synchronize()
+        return _wrapped(result, here)
+
+    def on_host() -> Any:
+        with backend.within(backend.host()):
+            return _call(kernel, args, kwargs, backend.host(), _to_host_here)
+
+    return shortage.compute(here, on_device, on_host, is_divisible=is_streaming)
 
 
-def _to_here(value: Any, here: backend.Backend) -> Any:
-    """An argument with the arrays in it on this process's device."""
+def _call(kernel: Callable[..., Any], args: Any, kwargs: Any, here: backend.Backend, move: Mover) -> Any:
+    moved = [_mapped(move, arg, here) for arg in args]
+    return kernel(here.xp, *moved, **{name: _mapped(move, arg, here) for name, arg in kwargs.items()})
+
+
+def _to_device(value: Any, here: backend.Backend) -> Any:
+    """An array on this process's GPU; anything else as it is."""
     if isinstance(value, DeviceTile):
         return value.array if here.owns(value.array) else here.to_device(value.to_host())
-    if here.kind == "gpu" and isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray | np.generic):
         # np.generic: a reduction's block to a single number is a NumPy scalar, and it is data like any other.
-        return here.to_device(np.asarray(value))
-    if isinstance(value, np.ndarray) and not value.flags.aligned:
-        # What came through the network begins at any byte, and NumPy has other loops for such arrays: without a copy a
-        # product would have other bits where an operand was moved (measured: a (25, 5) tile, transposed, by (25, 3)).
-        return value.copy("K")
-    return _mapped(_to_here, value, here)
-
-
-def _wrapped(value: Any, here: backend.Backend) -> Any:
-    """A result with the device arrays in it as DeviceTiles."""
-    return DeviceTile(value, here) if here.owns(value) else _mapped(_wrapped, value, here)
-
-
-def _mapped(function: Callable[[Any, backend.Backend], Any], value: Any, here: backend.Backend) -> Any:
-    """`function` over the items of a plain list, tuple or dict; anything else as it is."""
-    if type(value) in (list, tuple):
-        return type(value)(function(item, here) for item in value)
-    if type(value) is dict:
-        return {key: function(item, here) for key, item in value.items()}
+        return here.to_device(np.asarray(value), keep=True)
     return value
+
+
+def _as_operand(value: Any, here: backend.Backend, pieces: int) -> Any:
+    """An array that goes to this process's GPU when the kernel wants it; anything else as it is."""
+    if isinstance(value, DeviceTile):
+        value = value.array if here.owns(value.array) else value.to_host()
+        return operand.Operand(value, here, pieces)
+    if isinstance(value, np.ndarray | np.generic):
+        return operand.Operand(np.asarray(value), here, pieces)
+    return value
+
+
+def _to_host_here(value: Any, here: backend.Backend) -> Any:
+    """A NumPy array that BLAS takes as it lies; anything else as it is."""
+    value = to_host(value)
+    # Most are aligned when they are unpacked; this is for what came inside other objects, or to a worker without our
+    # setup. Without it a product would have other bits where an operand was moved (measured: a (25, 5) tile,
+    # transposed, by (25, 3)).
+    return aligned(value) if isinstance(value, np.ndarray) else value
+
+
+def _wrapped(result: Any, here: backend.Backend) -> Any:
+    """A result with the device arrays in it as DeviceTiles."""
+    return _mapped(lambda value, here: DeviceTile(value, here) if here.owns(value) else value, result, here)
+
+
+def _mapped(function: Mover, value: Any, here: backend.Backend) -> Any:
+    """`function` of a value, or of the items of a plain list, tuple or dict, at any depth."""
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(function, item, here) for item in value)
+    if type(value) is dict:
+        return {key: _mapped(function, item, here) for key, item in value.items()}
+    return function(value, here)
 
 
 def _owner_of(array: Any) -> backend.Backend:

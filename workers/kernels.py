@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from array_api_compat import is_cupy_namespace, is_numpy_namespace
 
+from workers.operand import Operand, in_turn, streams
 
+
+@streams
 def gemm_panel(
     xp: Any,
     a_tiles: Sequence[Any],
@@ -20,8 +25,9 @@ def gemm_panel(
 
     xp: the array namespace of the tiles; a_tiles: (..., m, k_i) each, or (..., k_i, m) with `transpose_a`;
     b_tiles: (..., k_i, n) each, or (..., n, k_i) with `transpose_b`. Leading axes broadcast as matmul's do.
-    The result is (..., m, n). Transposes are views, which BLAS takes as flags. For booleans the product is
-    the logical one, as NumPy's (some k with both true).
+    Tiles that are Operands go to the device in turn, the next pair while one is multiplied. The result is (..., m, n),
+    NumPy's where the operands ask for pieces. Transposes are views, which BLAS takes as flags. For booleans the product
+    is the logical one, as NumPy's (some k with both true).
 
     Raises ValueError for no tiles, unequal numbers of tiles, a tile of fewer than two axes, or unequal
     shapes.
@@ -34,22 +40,21 @@ def gemm_panel(
     """
     if not a_tiles or len(a_tiles) != len(b_tiles):
         raise ValueError(f"gemm_panel: {len(a_tiles)} left and {len(b_tiles)} right tiles: not pairs")
-    lefts = [_operand(xp, tile, transpose_a) for tile in a_tiles]
-    rights = [_operand(xp, tile, transpose_b) for tile in b_tiles]
-    dtype = xp.result_type(*lefts, *rights)
-    if dtype == xp.bool:
-        return _boolean_product(xp, lefts, rights)
-    total = xp.matmul(lefts[0], rights[0])
-    if total.dtype != dtype:
-        total = xp.astype(total, dtype)
-    products = zip(lefts[1:], rights[1:], strict=True)
-    # The standard has no `out=`. Where there is one, a panel of any length needs one scratch buffer, not one
-    # a step.
-    if is_numpy_namespace(xp) or is_cupy_namespace(xp):
-        return _accumulate_with_scratch(xp, total, products)
-    for left, right in products:
-        total += xp.matmul(left, right)
-    return total
+    for tile in (*a_tiles, *b_tiles):
+        if tile.ndim < 2:
+            raise ValueError(f"gemm_panel: a tile has at least two axes, not shape {tuple(tile.shape)}")
+    if isinstance(a_tiles[0], Operand) and a_tiles[0].pieces > 1:
+        return _in_pieces(xp, a_tiles, b_tiles, transpose_a, transpose_b)
+    dtype = xp.result_type(*_dtypes((*a_tiles, *b_tiles)))
+    # For booleans through float32, whose gemm is BLAS's: a sum of ones is 0 only of no ones.
+    as_dtype = xp.float32 if dtype == xp.bool else None
+
+    def factors(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+        return _factor(xp, pair[0], transpose_a, as_dtype), _factor(xp, pair[1], transpose_b, as_dtype)
+
+    # `map` keeps no pair, which a generator's variables would: two pairs fit where three might not.
+    total = _sum_of_products(xp, map(factors, in_turn(a_tiles, b_tiles)), as_dtype or dtype)
+    return total != 0 if as_dtype else total
 
 
 def tree_add(xp: Any, parts: Sequence[Any]) -> Any:
@@ -74,28 +79,60 @@ def tree_add(xp: Any, parts: Sequence[Any]) -> Any:
     return level[0][0]
 
 
-def _operand(xp: Any, tile: Any, transpose: bool) -> Any:
-    """A tile as the product takes it."""
-    if tile.ndim < 2:
-        raise ValueError(f"gemm_panel: a tile has at least two axes, not shape {tuple(tile.shape)}")
-    return xp.matrix_transpose(tile) if transpose else tile
+def _dtypes(tiles: Sequence[Any]) -> set[Any]:
+    """The dtypes of the tiles as their device has them: of one that it lacks, this is where it says so."""
+    if not isinstance(tiles[0], Operand):
+        return {tile.dtype for tile in tiles}
+    return {tiles[0].here.to_device(np.empty(0, dtype)).dtype for dtype in {tile.dtype for tile in tiles}}
 
 
-def _accumulate_with_scratch(xp: Any, total: Any, products: Any) -> Any:
-    """Add products into `total`, which this panel owns, through one scratch buffer."""
-    scratch = None
-    for left, right in products:
-        if scratch is None:
-            scratch = xp.empty_like(total)
-        xp.matmul(left, right, out=scratch)
-        total += scratch
+def _factor(xp: Any, tile: Any, transpose: bool, as_dtype: Any) -> Any:
+    tile = xp.matrix_transpose(tile) if transpose else tile
+    return xp.astype(tile, as_dtype) if as_dtype else tile
+
+
+def _sum_of_products(xp: Any, pairs: Iterator[tuple[Any, Any]], dtype: Any) -> Any:
+    """The products added up in order, in a buffer of this sum's own."""
+    left, right = next(pairs)
+    total = xp.matmul(left, right)
+    if total.dtype != dtype:
+        total = xp.astype(total, dtype)
+    # The standard has no `out=`. Where there is one, a panel of any length needs one scratch buffer, not one
+    # a step.
+    has_out, scratch = is_numpy_namespace(xp) or is_cupy_namespace(xp), None
+    del left, right  # before the next but one begins to come
+    for left, right in pairs:
+        if not has_out:
+            total += xp.matmul(left, right)
+        else:
+            scratch = xp.empty_like(total) if scratch is None else scratch
+            xp.matmul(left, right, out=scratch)
+            total += scratch
+        del left, right
     return total
 
 
-def _boolean_product(xp: Any, lefts: Sequence[Any], rights: Sequence[Any]) -> Any:
-    """The logical product through float32, whose gemm is BLAS's: a sum of ones is 0 only of no ones."""
-    as_numbers = [[xp.astype(tile, xp.float32) for tile in tiles] for tiles in (lefts, rights)]
-    return gemm_panel(xp, *as_numbers) != 0
+def _in_pieces(xp: Any, lefts: Sequence[Any], rights: Sequence[Any], transpose_a: bool, transpose_b: bool) -> Any:
+    """The product for a device that has no room for it: pieces of the result one after another, each from its own parts
+    of the operands, put together in host memory."""
+    here, cuts = lefts[0].here, lefts[0].pieces
+    m, n = lefts[0].shape[-1 if transpose_a else -2], rights[0].shape[-2 if transpose_b else -1]
+    lead = np.broadcast_shapes(*(tile.shape[:-2] for tile in (*lefts, *rights)))
+    result = np.empty((*lead, m, n), np.result_type(*(tile.dtype for tile in (*lefts, *rights))))
+    for rows in _cut(m, cuts):
+        strip = [tile[(..., rows) if transpose_a else (..., rows, slice(None))].in_one() for tile in lefts]
+        for columns in _cut(n, cuts):
+            part = [tile[(..., columns, slice(None)) if transpose_b else (..., columns)].in_one() for tile in rights]
+            piece = gemm_panel(xp, strip, part, transpose_a=transpose_a, transpose_b=transpose_b)
+            result[..., rows, columns] = here.to_host(piece)
+            del piece
+    return result
+
+
+def _cut(length: int, parts: int) -> list[slice]:
+    """As many slices of about equal length, fewer where there are not so many items."""
+    ends = [length * part // parts for part in range(parts + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends) if end > start]
 
 
 def _add_pair(xp: Any, left: Any, left_is_ours: bool, right: Any, right_is_ours: bool) -> tuple[Any, bool]:

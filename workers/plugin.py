@@ -17,10 +17,13 @@ from typing import Any
 
 import click
 import threadpoolctl
+from dask.utils import parse_bytes
 from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.system import MEMORY_LIMIT
 
-from workers import backend, memory
+from workers import aligned, backend, counters, emulated, memory
+from workers.cache import EMULATED_SHARE, SHARE
 from workers.profile import profile
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,9 @@ KINDS = ("auto", "cpu", "gpu", "emulated-gpu")
 #: Under this key the scheduler holds a worker's profile: `WorkerState.extra[PROFILE]`.
 PROFILE = "taskgraph"
 
+#: An emulated GPU's memory is at least this: its rates are measured in it.
+LEAST_EMULATED_BYTES = 16 * 2**20
+
 
 class DeviceSetup(WorkerPlugin):
     """Choose this worker's device, measure it and publish the profile, before the worker registers.
@@ -37,6 +43,7 @@ class DeviceSetup(WorkerPlugin):
     kind: "cpu", "gpu" (CuPy on the one device that CUDA_VISIBLE_DEVICES pins), "emulated-gpu", or "auto" (a
     GPU where exactly one is pinned and usable, else the CPU);
     memory_fraction: of the GPU's memory, that CuPy's pool may take;
+    emulated_memory: bytes of an emulated GPU's memory, counted and refused as a real one's; None: the host's;
     blas_threads: of each task. Task threads times BLAS threads should be the worker's share of the cores, so
     with a task thread a core it is 1.
 
@@ -54,22 +61,27 @@ class DeviceSetup(WorkerPlugin):
         *,
         memory_fraction: float = memory.DEVICE_FRACTION,
         blas_threads: int = 1,
+        emulated_memory: int | None = None,
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"unknown device kind {kind!r}; known: {', '.join(KINDS)}")
+        if emulated_memory is not None and emulated_memory < LEAST_EMULATED_BYTES:
+            raise ValueError(f"an emulated GPU has at least {LEAST_EMULATED_BYTES} bytes, not {emulated_memory}")
         if blas_threads < 1:
             raise ValueError(f"a task needs at least 1 BLAS thread, not {blas_threads}")
         self.kind = kind
         self.memory_fraction = memory_fraction
         self.blas_threads = blas_threads
+        self.emulated_memory = emulated_memory
 
     def setup(self, worker: Worker) -> None:
         """Choose, measure, publish."""
         # All that can fail is here: Dask swallows an exception of a startup information function, and the
         # profile would just be missing.
         kind = detect_kind() if self.kind == "auto" else self.kind
-        here = self._backend(kind)
+        here = self._backend(kind, worker.memory_manager.memory_limit)
         backend.use(here)
+        aligned.register()
         if kind == "gpu":
             stay_near_gpu(worker_pci_bus_id())
         measured = profile(
@@ -84,15 +96,36 @@ class DeviceSetup(WorkerPlugin):
         # BLAS.
         threadpoolctl.threadpool_limits(self.blas_threads, user_api="blas")
         worker.startup_information[PROFILE] = lambda _worker: measured
+        worker.metrics[PROFILE] = lambda _worker: counters.counts() | {"cache_bytes": here.cache.held_bytes}
 
     def teardown(self, worker: Worker) -> None:
         """Go back to the host's NumPy: with workers in one process, the next may be another kind."""
+        here = backend.current()
+        here.free()
+        if here.emulated:
+            emulated.memory.bound(None)
+            here.cache.limit_bytes = 0
         backend.use(None)
 
-    def _backend(self, kind: str) -> backend.Backend:
+    def _backend(self, kind: str, memory_limit_bytes: int | None) -> backend.Backend:
         if kind == "gpu":
             return backend.cupy_gpu(self.memory_fraction)
-        return backend.emulated_gpu() if kind == "emulated-gpu" else backend.host()
+        if kind == "cpu":
+            return backend.host()
+        here = backend.emulated_gpu()
+        emulated.memory.bound(self.emulated_memory)
+        here.cache.limit_bytes = emulated_cache_bytes(memory_limit_bytes or MEMORY_LIMIT, self.emulated_memory)
+        return here
+
+
+def emulated_cache_bytes(host_bytes: int, device_bytes: int | None) -> int:
+    """What an emulated GPU's cache may hold, of its worker's host memory and of its own, where that is bounded.
+
+    >>> emulated_cache_bytes(2**30, None) // 2**20, emulated_cache_bytes(2**30, 2**27) // 2**20
+    (128, 64)
+    """
+    of_host = int(EMULATED_SHARE * host_bytes)
+    return of_host if device_bytes is None else min(of_host, int(SHARE * device_bytes))
 
 
 def detect_kind() -> str:
@@ -180,11 +213,19 @@ def stay_near_gpu(pci_bus_id: str, sysfs: Path = Path("/sys/bus/pci/devices")) -
     help="The part of the GPU's memory that CuPy's pool may take.",
 )
 @click.option("--blas-threads", type=click.IntRange(1), default=1, show_default=True, help="Of each task.")
-def dask_setup(worker: Any, device: str, memory_fraction: float, blas_threads: int) -> None:
+@click.option("--emulated-memory", metavar="BYTES", help='Of an emulated GPU, such as "2 GiB".')
+def dask_setup(
+    worker: Any, device: str, memory_fraction: float, blas_threads: int, emulated_memory: str | None = None
+) -> None:
     """Set up a worker that was started with `--preload workers.plugin`."""
     if not isinstance(worker, Worker):
         raise TypeError(f"workers.plugin is a preload of workers, not of a {type(worker).__name__}")
-    setup = DeviceSetup(device, memory_fraction=memory_fraction, blas_threads=blas_threads)
+    setup = DeviceSetup(
+        device,
+        memory_fraction=memory_fraction,
+        blas_threads=blas_threads,
+        emulated_memory=parse_bytes(emulated_memory) if emulated_memory else None,
+    )
     # Not `plugin_add` here: a preload's exception is only logged, and the worker would register without a
     # device. The worker sets its pending plugins up next, and one that fails stops it.
     worker._pending_plugins = (*worker._pending_plugins, setup)

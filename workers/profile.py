@@ -12,6 +12,7 @@ import numpy as np
 import threadpoolctl
 from dask.system import CPU_COUNT
 
+from workers import emulated
 from workers.backend import Backend
 
 DTYPES = ("float32", "float64")
@@ -44,7 +45,8 @@ def profile(
     threads; blas_threads: of each task.
 
     kind "cpu" or "gpu", emulated, name;
-    memory: bytes of the GPU, or of host memory that the worker may use (so also for an emulated GPU);
+    memory: bytes of the GPU, or of host memory that the worker may use (so also for an emulated
+    GPU whose memory is not bounded);
     gflops: {"float32": x, "float64": y} in GFLOP/s of a square gemm, of the worker as a whole;
     host_to_device_bytes_per_s: of a copy from pageable memory, None on a CPU;
     nthreads;
@@ -92,9 +94,10 @@ def gemm_gflops(backend: Backend, dtype: str) -> float:
 
 def copy_bytes_per_s(backend: Backend) -> float:
     """The best rate of a copy from pageable host memory to the device, in bytes a second."""
-    source = np.ones(COPY_BYTES, dtype=np.uint8)
+    limit = emulated.memory.limit if backend.emulated else None
+    source = np.ones(COPY_BYTES if limit is None else min(COPY_BYTES, limit // 4), dtype=np.uint8)
     backend.to_device(source)  # the first one makes room in the pools
-    return COPY_BYTES / min(_seconds(backend, lambda: backend.to_device(source)) for _ in range(REPEATS))
+    return source.nbytes / min(_seconds(backend, lambda: backend.to_device(source)) for _ in range(REPEATS))
 
 
 def _gemm_seconds(backend: Backend, operand: Any) -> float:
@@ -117,6 +120,8 @@ def _memory_bytes(backend: Backend, memory_limit_bytes: int | None) -> int:
         from workers.memory import device_bytes
 
         return device_bytes()
+    if backend.kind == "gpu" and emulated.memory.limit is not None:
+        return emulated.memory.limit
     from distributed.system import MEMORY_LIMIT
 
     return int(memory_limit_bytes or MEMORY_LIMIT)
