@@ -21,6 +21,7 @@ from distributed.security import Security
 from distributed.worker_memory import parse_memory_limit
 
 from scheduler_plugins.plugin import TilePlacement
+from workers import aligned
 from workers.backend import probe_gpus
 from workers.memory import DEVICE_FRACTION
 from workers.plugin import DeviceSetup
@@ -112,6 +113,7 @@ class LocalCluster(SpecCluster):
         **worker_kwargs: Any,
     ) -> None:
         check_worker_keywords(worker_kwargs)
+        aligned.register()  # what the client receives
         n_cpu, cpu_threads = split_cores(cpu_workers, threads_per_cpu_worker)
         tokens = choose_gpus(gpus)
         if not _is_count(emulated_gpus):
