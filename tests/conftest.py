@@ -25,6 +25,7 @@ ERRORS = Path(tempfile.gettempdir()) / f"taskgraph-test-errors-{os.getpid()}.log
 def pytest_configure(config: pytest.Config) -> None:
     dask.config.set({"taskgraph.validate": True})
     os.environ["DASK_TASKGRAPH__VALIDATE"] = "True"  # for the processes that tests start
+    os.environ["TASKGRAPH_CACHE"] = "off"  # no rates from the user's folder, nor into it: a plan would depend on them
     formats = {"plain": {"format": "%(asctime)s - %(name)s - %(levelname)s - %(message)s"}}
     handlers = {
         "stderr": {"class": "logging.StreamHandler", "formatter": "plain"},

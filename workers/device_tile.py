@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from dask.sizeof import sizeof
 
-from workers import backend, operand, shortage
+from workers import backend, operand, rates, shortage
 from workers.aligned import aligned
 
 #: Brings a value of a task's arguments to where the kernel runs.
@@ -110,8 +110,13 @@ def run(kernel: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     array([2., 2.])
     """
     here = backend.current()
-    if here.kind != "gpu":
-        return _call(kernel, args, kwargs, here, _to_host_here)
+    with rates.observed(here):
+        if here.kind != "gpu":
+            return _call(kernel, args, kwargs, here, _to_host_here)
+        return _on_gpu(kernel, args, kwargs, here)
+
+
+def _on_gpu(kernel: Callable[..., Any], args: Any, kwargs: Any, here: backend.Backend) -> Any:
     is_streaming = operand.is_streaming(kernel)
 
     def on_device(pieces: int) -> Any:

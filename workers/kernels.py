@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from array_api_compat import is_cupy_namespace, is_numpy_namespace
 
-from workers.operand import Operand, in_turn, streams
+from workers.operand import Operand, in_turn, numpy_dtype, streams
+from workers.rates import note
 
 
 @streams
@@ -53,8 +55,13 @@ def gemm_panel(
         return _factor(xp, pair[0], transpose_a, as_dtype), _factor(xp, pair[1], transpose_b, as_dtype)
 
     # `map` keeps no pair, which a generator's variables would: two pairs fit where three might not.
-    total = _sum_of_products(xp, map(factors, in_turn(a_tiles, b_tiles)), as_dtype or dtype)
-    return total != 0 if as_dtype else total
+    pairs, start = map(factors, in_turn(a_tiles, b_tiles)), time.perf_counter()
+    total = _sum_of_products(xp, pairs, as_dtype or dtype)
+    if as_dtype:
+        return total != 0
+    k = sum(tile.shape[-2 if transpose_a else -1] for tile in a_tiles)
+    note(total.shape, k, numpy_dtype(total).name, time.perf_counter() - start)
+    return total
 
 
 def tree_add(xp: Any, parts: Sequence[Any]) -> Any:

@@ -22,7 +22,7 @@ from distributed import Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
-from workers import aligned, backend, counters, emulated, memory
+from workers import aligned, backend, counters, emulated, memory, rates
 from workers.cache import EMULATED_SHARE, SHARE
 from workers.profile import profile
 
@@ -73,6 +73,7 @@ class DeviceSetup(WorkerPlugin):
         self.memory_fraction = memory_fraction
         self.blas_threads = blas_threads
         self.emulated_memory = emulated_memory
+        self._book: rates.RateBook | None = None  # only once it is set up: a book does not travel
 
     def setup(self, worker: Worker) -> None:
         """Choose, measure, publish."""
@@ -84,8 +85,10 @@ class DeviceSetup(WorkerPlugin):
         aligned.register()
         if kind == "gpu":
             stay_near_gpu(worker_pci_bus_id())
+        book = rates.open_book(here, self.blas_threads)
         measured = profile(
             here,
+            book=book,
             memory_limit_bytes=worker.memory_manager.memory_limit,
             nthreads=worker.state.nthreads,
             blas_threads=self.blas_threads,
@@ -95,11 +98,17 @@ class DeviceSetup(WorkerPlugin):
         # Not as a context manager: it holds for the process. The environment comes too late for a loaded
         # BLAS.
         threadpoolctl.threadpool_limits(self.blas_threads, user_api="blas")
+        book.save()
+        rates.use(book)
+        self._book = book
         worker.startup_information[PROFILE] = lambda _worker: measured
         worker.metrics[PROFILE] = lambda _worker: counters.counts() | {"cache_bytes": here.cache.held_bytes}
 
     def teardown(self, worker: Worker) -> None:
         """Go back to the host's NumPy: with workers in one process, the next may be another kind."""
+        rates.use(None)
+        if self._book is not None:
+            self._book.save()
         here = backend.current()
         here.free()
         if here.emulated:

@@ -14,14 +14,15 @@ from dask.system import CPU_COUNT
 
 from workers import emulated
 from workers.backend import Backend
+from workers.rates import DTYPES as KEPT_DTYPES
+from workers.rates import WIDTH as WIDEST
+from workers.rates import Rate, RateBook
 
 DTYPES = ("float32", "float64")
 
 #: The first gemm is this wide; it doubles while one takes less than `ENOUGH_S`, up to the limit of the kind.
-#: At 256 even a slow core needs only 5 ms. The limits are where a core (512) and a GPU (4096) are within some
-#: percent of their rate on larger tiles, which is the rate that a placement needs.
+#: At 256 even a slow core needs only 5 ms.
 FIRST_WIDTH = 256
-WIDEST = {"cpu": 512, "gpu": 4096}
 
 #: A run of so many seconds is far above a clock's and a launch's own cost (microseconds).
 ENOUGH_S = 0.01
@@ -37,17 +38,23 @@ COPY_BYTES = 16 * 2**20
 
 
 def profile(
-    backend: Backend, *, memory_limit_bytes: int | None = None, nthreads: int = 1, blas_threads: int = 1
+    backend: Backend,
+    *,
+    memory_limit_bytes: int | None = None,
+    nthreads: int = 1,
+    blas_threads: int = 1,
+    book: RateBook | None = None,
 ) -> dict[str, Any]:
     """The device of this process as a plan needs it: plain values only, as msgpack takes them.
 
     backend: whose device; memory_limit_bytes: the worker's own limit of host memory; nthreads: its task
-    threads; blas_threads: of each task.
+    threads; blas_threads: of each task; book: rates that earlier runs have kept, and where what is measured now goes.
 
     kind "cpu" or "gpu", emulated, name;
     memory: bytes of the GPU, or of host memory that the worker may use (so also for an emulated
     GPU whose memory is not bounded);
-    gflops: {"float32": x, "float64": y} in GFLOP/s of a square gemm, of the worker as a whole;
+    gflops: {"float32": x, "float64": y, ...} in GFLOP/s of a gemm, of the worker as a whole;
+    gflops_from: for each dtype, where the figure is from: "measured at this start", or what was kept;
     host_to_device_bytes_per_s: of a copy from pageable memory, None on a CPU;
     nthreads;
     pci_bus_id, uuid, pool_limit (bytes that CuPy's pool may take): None but for a real GPU;
@@ -57,18 +64,40 @@ def profile(
     # Of a core one thread's rate is taken and multiplied: gemm scales well over the cores that a worker has
     # to itself, while threads that wait for each other beside other starting workers measured 2 GFLOP/s
     # instead of 200.
-    threads = min(nthreads * blas_threads, CPU_COUNT) if on_host else 1
+    threads = min(nthreads * blas_threads, CPU_COUNT) if on_host else blas_threads
+    rates, sources = {}, {}
+    for dtype in KEPT_DTYPES:
+        known = book.known(dtype) if book else None
+        if known is None and dtype not in DTYPES:
+            continue
+        if known is None:
+            known = Rate(blas_threads * gemm_gflops(backend, dtype) if on_host else gemm_gflops(backend, dtype), 0, 0.0)
+            if book:
+                book.measured(dtype, known.gflops)
+        sources[dtype] = str(known) if known.at else "measured at this start"
+        rates[dtype] = known.gflops * threads / blas_threads
     return {
         "kind": backend.kind,
         "emulated": backend.emulated,
         "name": backend.name,
         "memory": _memory_bytes(backend, memory_limit_bytes),
-        "gflops": {dtype: threads * gemm_gflops(backend, dtype) for dtype in DTYPES},
-        "host_to_device_bytes_per_s": copy_bytes_per_s(backend) if backend.kind == "gpu" else None,
+        "gflops": rates,
+        "gflops_from": sources,
+        "host_to_device_bytes_per_s": _link_bytes_per_s(backend, book) if backend.kind == "gpu" else None,
         "nthreads": nthreads,
         **_cuda_identity(backend),
         "version": _version(),
     }
+
+
+def _link_bytes_per_s(backend: Backend, book: RateBook | None) -> float:
+    known = book.known("link") if book else None
+    if known is not None:
+        return known.gflops * 1e9
+    measured = copy_bytes_per_s(backend)
+    if book:
+        book.measured("link", measured / 1e9)
+    return measured
 
 
 def gemm_gflops(backend: Backend, dtype: str) -> float:
