@@ -51,6 +51,18 @@ class SchedulerFacts:
         for the prefix. (An average over all workers would fill a slow one with the tiles of a fast one.)"""
         return self._group_s(self.scheduler.tasks[key].group)
 
+    def duration_on(self, key: Any, worker: str) -> float:
+        """The same on one worker; of a worker that has ended none of the group, the average of those that have."""
+        group = self.scheduler.tasks[key].group
+        known = self._durations.get(group.name)
+        if not known:
+            return self._group_s(group)
+        return known.get(self._address(worker), sum(known.values()) / len(known))
+
+    def _address(self, worker: str) -> str:
+        aliases: Mapping[str, str] = self.scheduler.aliases
+        return aliases.get(worker, worker)
+
     def _group_s(self, group: Any) -> float:
         known = self._durations.get(group.name)
         if known:

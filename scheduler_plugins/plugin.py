@@ -32,6 +32,7 @@ from scheduler_plugins.placement import (
     assign,
     serving_kind,
 )
+from scheduler_plugins.recall import Recalls
 from taskgraph.plan import TAG, TaskTag
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class TilePlacement(SchedulerPlugin):
             return
         self._scheduler = scheduler
         self._facts = SchedulerFacts(scheduler)
+        self._recalls = Recalls(scheduler, self._facts)
         self._loop = asyncio.get_running_loop()
         for address in scheduler.workers:
             self.add_worker(scheduler, address)
@@ -138,6 +140,7 @@ class TilePlacement(SchedulerPlugin):
         """Dask's hook: the worker is gone. Its tasks have passed through `transition` and are held again."""
         for name in [name for name, address in self._addresses.items() if address == worker]:
             del self._addresses[name], self._kinds[name]
+        self._recalls.forget(worker)
         self._workers_changed()
 
     def _workers_changed(self) -> None:
@@ -250,7 +253,10 @@ class TilePlacement(SchedulerPlugin):
                 worker = details.get("worker") or ""
                 self._facts.observe(ts.group, worker, details.get("startstops") or ())
                 self._count_tile(tag, worker)
-            self._wake()
+                ws = self._scheduler.workers.get(worker)
+                self._wake(if_nothing_waits=ws is not None and self._recalls.ended(ws))
+            else:
+                self._wake()
         if finish == "processing":
             self._processing += 1
             return
@@ -289,8 +295,8 @@ class TilePlacement(SchedulerPlugin):
 
     # -- the pump
 
-    def _wake(self) -> None:
-        if not self._pump_pending and not self._pumping and (self._ready or self._astray):
+    def _wake(self, if_nothing_waits: bool = False) -> None:
+        if not self._pump_pending and not self._pumping and (self._ready or self._astray or if_nothing_waits):
             self._pump_pending = True
             self._loop.call_soon(self._pump)
 
@@ -302,6 +308,7 @@ class TilePlacement(SchedulerPlugin):
                 self._release(self._astray)
                 self._astray.clear()
             self._bind()
+            self._recalls.ask(self._kinds, lambda key: key in self._tags and not self._tags[key].get("pinned"))
         except Exception as error:
             self._failed("pump", None, error)
             self._give_up()
@@ -330,6 +337,7 @@ class TilePlacement(SchedulerPlugin):
         self._transitions([binding.task.key for binding in reversed(bindings)])
         for binding in bindings:
             self._count(binding)
+        self._recalls.bound(bindings, self._addresses)
 
     def _count(self, binding: Binding) -> None:
         self._counts["steals"] += binding.stolen
@@ -443,7 +451,8 @@ class TilePlacement(SchedulerPlugin):
 
         workers: kind by name. ready: tasks waiting for a place. held: tasks waiting for their inputs.
         bound: tasks of ours in flight by worker. tiles: product -> worker -> tiles computed. fallbacks:
-        gpu tasks bound to CPU workers. steals: tiles bound to another worker than their slot's. errors:
+        gpu tasks bound to CPU workers. steals: tiles bound to another worker than their slot's. recalls: tasks
+        asked back from a worker that had not begun them, for one with nothing to do. errors:
         failures of this plugin; last_errors: the last ten in words.
         """
         return {
@@ -457,6 +466,7 @@ class TilePlacement(SchedulerPlugin):
             "tiles": {product: dict(tiles) for product, tiles in self._tiles.items()},
             "fallbacks": self._counts["fallbacks"],
             "steals": self._counts["steals"],
+            "recalls": self._recalls.asked,
             "errors": self._counts["errors"],
             "last_errors": list(self._last_errors),
         }
