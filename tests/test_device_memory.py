@@ -3,8 +3,10 @@ emulated GPU, whose memory is bounded here and really counted."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 from distributed import Client
 
 from deploy.local import LocalCluster
+from taskgraph import lower
 from workers import backend, counters, emulated, shortage
 from workers.cache import SMALLEST_BYTES, DeviceCache
 from workers.device_tile import DeviceTile, run
@@ -227,12 +230,27 @@ class TestUploads:
         assert emulated.memory.peak - before <= (8 if dtype == "bool" else 6) * one
 
     def test_kernels_say_that_they_stream(self):
-        import functools
-
         assert is_streaming(gemm_panel)
         assert is_streaming(functools.partial(gemm_panel, transpose_a=True))
         assert not is_streaming(tree_add)
         assert not is_streaming(lambda xp: None)
+
+
+@pytest.mark.parametrize("tiles", [None, 2, 0.2])
+@pytest.mark.parametrize("ta", [False, True])
+@pytest.mark.parametrize("tb", [False, True])
+def test_the_tasks_of_a_product_take_operands_so(gpu, monkeypatch, tiles, ta, tb):
+    """Also where the two operands are cut differently along k, so that views of the blocks are multiplied."""
+    monkeypatch.setattr(lower._tile, "streams", True, raising=False)
+    a, b = tile(0, (SIDE, 3 * SIDE)), tile(1, (3 * SIDE, SIDE))
+    cuts = ((SIDE, 2 * SIDE), (2 * SIDE, SIDE // 2, SIDE // 2))
+    lefts, rights = np.split(a, [SIDE], axis=1), np.split(b, [2 * SIDE, 2 * SIDE + SIDE // 2], axis=0)
+    lefts, rights = [x.T if ta else x for x in lefts], [x.T if tb else x for x in rights]
+    if tiles is not None:
+        room(tiles)
+    result = run(functools.partial(lower._tile, ta=ta, tb=tb, cuts=cuts), *lefts, *rights)
+    np.testing.assert_array_equal(np.asarray(result), a @ b)
+    assert (type(result) is DeviceTile) == (tiles is None)
 
 
 class TestEmulatedMemory:
@@ -352,6 +370,16 @@ class TestOutOfMemory:
         assert self.steps() == {"freed", "host"}
         assert seen == [(backend.host().xp, "cpu")], "a kernel begins only with its operands on the device"
         assert backend.current() is gpu
+
+    def test_a_tile_that_arrives(self, gpu):
+        """From another worker: without room it stays in host memory; an error would fail the transfer for ever."""
+        sent = pickle.dumps(DeviceTile(gpu.to_device(tile())), protocol=5)
+        assert type(pickle.loads(sent)) is DeviceTile
+        room(0.5)
+        back = pickle.loads(sent)
+        assert type(back) is np.ndarray
+        np.testing.assert_array_equal(back, tile())
+        assert counters.counts()["out_of_memory_received"] == 1
 
     def test_other_errors_pass(self, gpu):
         def kernel(xp, x):

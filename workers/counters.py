@@ -14,6 +14,7 @@ NAMES = (
     "cache_misses",
     "cache_evictions",
     "bytes_uploaded",
+    "out_of_memory_received",
     "out_of_memory_freed",
     "out_of_memory_pieces",
     "out_of_memory_host",

@@ -11,6 +11,7 @@ from dask.sizeof import sizeof
 
 from workers import backend, operand, rates, shortage
 from workers.aligned import aligned
+from workers.counters import count
 
 #: Brings a value of a task's arguments to where the kernel runs.
 Mover = Callable[[Any, backend.Backend], Any]
@@ -87,9 +88,17 @@ def _sizeof_device_tile(tile: DeviceTile) -> int:
 
 
 def rebuild(host: np.ndarray[Any, Any]) -> DeviceTile | np.ndarray[Any, Any]:
-    """What a pickled tile becomes here: a DeviceTile where this process has a GPU, else the host's array."""
+    """What a pickled tile becomes here: a DeviceTile where this process has a GPU with room, else the host's array."""
     here = backend.current()
-    return DeviceTile(here.to_device(host), here) if here.kind == "gpu" else aligned(host)
+    if here.kind == "gpu":
+        try:
+            return DeviceTile(here.to_device(host), here)
+        except Exception as error:
+            # An error here would fail the transfer, again and again; every consumer takes a NumPy array as well.
+            if not here.is_out_of_memory(error):
+                raise
+        count("out_of_memory_received")
+    return aligned(host)
 
 
 def to_host(value: Any) -> Any:

@@ -100,6 +100,7 @@ class DeviceSetup(WorkerPlugin):
         threadpoolctl.threadpool_limits(self.blas_threads, user_api="blas")
         book.save()
         rates.use(book)
+        counters.reset()  # of what the measurement did
         self._book = book
         worker.startup_information[PROFILE] = lambda _worker: measured
         worker.metrics[PROFILE] = lambda _worker: counters.counts() | {"cache_bytes": here.cache.held_bytes}
