@@ -291,8 +291,14 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("workers", "threads", "cores", "expected"),
         [
-            (None, None, 2, (2, 1)),
-            (None, None, 16, (4, 4)),
+            (None, None, 1, (1, 1)),
+            (None, None, 2, (1, 2)),
+            (None, None, 8, (1, 8)),
+            (None, None, 9, (3, 3)),
+            (None, None, 11, (2, 6)),
+            (None, None, 12, (2, 6)),
+            (None, None, 16, (2, 8)),
+            (None, None, 64, (8, 8)),
             (2, None, 16, (2, 8)),
             (5, None, 16, (5, 4)),
             (32, None, 16, (32, 1)),

@@ -13,6 +13,8 @@ from array_api_compat import is_cupy_namespace, is_numpy_namespace
 from workers.operand import Operand, in_turn, numpy_dtype, streams
 from workers.rates import note
 
+__all__ = ["gemm_panel", "streams", "tree_add"]
+
 
 @streams
 def gemm_panel(

@@ -1,7 +1,7 @@
 """Operands that go to the device when a kernel wants them, the next ones while it works with the last.
 
-A kernel that takes its operands so says it with `@streams`; it then gets an `Operand` for every array, also when it
-runs on the host only for tests. Every other kernel gets arrays.
+A kernel that takes its operands so says it with `@streams`; on a GPU it then gets an `Operand` for every array. On the
+host it gets arrays, as every other kernel does everywhere.
 """
 
 from __future__ import annotations
