@@ -308,12 +308,19 @@ class TilePlacement(SchedulerPlugin):
                 self._release(self._astray)
                 self._astray.clear()
             self._bind()
-            self._recalls.ask(self._kinds, lambda key: key in self._tags and not self._tags[key].get("pinned"))
         except Exception as error:
             self._failed("pump", None, error)
             self._give_up()
         finally:
             self._pumping = False
+        if len(self._ready) <= len(self._kinds):  # with more that waits, there is something to steal instead
+            self._recall()
+
+    def _recall(self) -> None:
+        try:
+            self._recalls.ask(self._kinds, lambda key: key in self._tags and not self._tags[key].get("pinned"))
+        except Exception as error:
+            self._failed("recall", None, error)
 
     def _bind(self) -> None:
         scheduler = self._scheduler

@@ -105,7 +105,8 @@ class Simulation:
         for b in bindings:
             self.states[int(b.worker[2:])].processing[self.tasks[b.task.key]] = None
         self.recalls.bound(bindings, {state.name: state.address for state in self.states})
-        self.recalls.ask(self.alive, lambda key: True)
+        if len(self.queue) <= len(self.alive):
+            self.recalls.ask(self.alive, lambda key: True)
 
     def bound(self, workers: int, each: int) -> float:
         """Work over the sum of the actual speeds."""
