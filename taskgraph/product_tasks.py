@@ -14,7 +14,7 @@ from taskgraph.chunks import numblocks, refine
 from taskgraph.expr import Expr, digest
 from taskgraph.plan import ProductPlan, TaskTag
 from workers.device_tile import run
-from workers.kernels import gemm_panel, tree_add
+from workers.kernels import add_onto, gemm_panel, streams, tree_add
 
 Key = Any  # (name, i, j, ...): a tuple of strings and numbers, which Dask's own type does not admit
 
@@ -172,6 +172,7 @@ def _broadcast(lead: Sequence[bool], batch: Sequence[int]) -> tuple[int, ...]:
 # -- what the tasks compute --------------------------------------------------------------------------------------------
 
 
+@streams
 def _tile(
     xp: Any,
     *args: Any,
@@ -199,16 +200,8 @@ def _tile(
     found = [gemm_panel(xp, left, rights, transpose_a=ta, transpose_b=tb) for left in lefts]
     if chained:
         so_far: Any = before if strips > 1 else [before]
-        found = [_onto(xp, new, old) for new, old in zip(found, so_far, strict=True)]
+        found = [add_onto(xp, new, old) for new, old in zip(found, so_far, strict=True)]
     return found if strips > 1 else found[0]
-
-
-def _onto(xp: Any, new: Any, before: Any) -> Any:
-    """The sum of both, in the buffer of the new one, which this task has made."""
-    if new.dtype == xp.bool:
-        return xp.logical_or(new, before)
-    new += before
-    return new
 
 
 def _views(tiles: Any, sizes: tuple[int, ...], finer: tuple[int, ...], *, along_rows: bool) -> list[Any]:

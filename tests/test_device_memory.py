@@ -16,11 +16,11 @@ import pytest
 from distributed import Client
 
 from deploy.local import LocalCluster
-from taskgraph import lower
+from taskgraph import product_tasks
 from workers import backend, counters, emulated, shortage
 from workers.cache import SMALLEST_BYTES, DeviceCache
 from workers.device_tile import DeviceTile, run
-from workers.kernels import gemm_panel, tree_add
+from workers.kernels import add_onto, gemm_panel, streams, tree_add
 from workers.operand import Operand, in_turn, is_streaming
 
 MIB = 2**20
@@ -239,16 +239,17 @@ class TestUploads:
 @pytest.mark.parametrize("tiles", [None, 2, 0.2])
 @pytest.mark.parametrize("ta", [False, True])
 @pytest.mark.parametrize("tb", [False, True])
-def test_the_tasks_of_a_product_take_operands_so(gpu, monkeypatch, tiles, ta, tb):
+def test_the_tasks_of_a_product_take_operands_so(gpu, tiles, ta, tb):
     """Also where the two operands are cut differently along k, so that views of the blocks are multiplied."""
-    monkeypatch.setattr(lower._tile, "streams", True, raising=False)
     a, b = tile(0, (SIDE, 3 * SIDE)), tile(1, (3 * SIDE, SIDE))
     cuts = ((SIDE, 2 * SIDE), (2 * SIDE, SIDE // 2, SIDE // 2))
     lefts, rights = np.split(a, [SIDE], axis=1), np.split(b, [2 * SIDE, 2 * SIDE + SIDE // 2], axis=0)
     lefts, rights = [x.T if ta else x for x in lefts], [x.T if tb else x for x in rights]
     if tiles is not None:
         room(tiles)
-    result = run(functools.partial(lower._tile, ta=ta, tb=tb, cuts=cuts), *lefts, *rights)
+    kernel = functools.partial(product_tasks._tile, ta=ta, tb=tb, strips=1, cuts=cuts, alike=False)
+    assert is_streaming(kernel)
+    result = run(kernel, *lefts, *rights)
     np.testing.assert_array_equal(np.asarray(result), a @ b)
     assert (type(result) is DeviceTile) == (tiles is None)
 
@@ -333,6 +334,18 @@ class TestOutOfMemory:
         np.testing.assert_array_equal(np.asarray(result), expected)
         assert "freed" in self.steps()
         assert emulated.memory.live == before, "something was left on the device"
+
+    @pytest.mark.parametrize("held", ["host", "device"])
+    @pytest.mark.parametrize("tiles", [8, 1, 0.05])
+    def test_a_panel_onto_what_the_last_one_gave(self, gpu, held, tiles):
+        @streams
+        def chained(xp, before, a, b):
+            return add_onto(xp, gemm_panel(xp, [a], [b]), before)
+
+        before = tile(2) if held == "host" else DeviceTile(gpu.to_device(tile(2)), gpu)
+        room(tiles)
+        result = np.asarray(run(chained, before, tile(0), tile(1)))
+        np.testing.assert_array_equal(result, tile(0) @ tile(1) + tile(2))
 
     @pytest.mark.parametrize(("tiles", "steps"), [(3, {"freed", "pieces"}), (0.001, {"freed", "pieces", "host"})])
     def test_steps_of_a_product(self, gpu, tiles, steps):

@@ -13,7 +13,7 @@ from array_api_compat import is_cupy_namespace, is_numpy_namespace
 from workers.operand import Operand, in_turn, numpy_dtype, streams
 from workers.rates import note
 
-__all__ = ["gemm_panel", "streams", "tree_add"]
+__all__ = ["add_onto", "gemm_panel", "streams", "tree_add"]
 
 
 @streams
@@ -64,6 +64,22 @@ def gemm_panel(
     k = sum(tile.shape[-2 if transpose_a else -1] for tile in a_tiles)
     note(total.shape, k, numpy_dtype(total).name, time.perf_counter() - start)
     return total
+
+
+def add_onto(xp: Any, new: Any, before: Any) -> Any:
+    """The sum of both, in the buffer of the new one, which is the caller's; of booleans the logical or.
+
+    before: an array, or an Operand, which comes to where the new one is.
+
+    >>> import numpy as np
+    >>> add_onto(np, np.asarray([1.0]), np.asarray([2.0]))
+    array([3.])
+    """
+    before = before.beside(new) if isinstance(before, Operand) else before
+    if new.dtype == xp.bool:
+        return xp.logical_or(new, before)
+    new += before
+    return new
 
 
 def tree_add(xp: Any, parts: Sequence[Any]) -> Any:

@@ -73,6 +73,12 @@ class Operand:
             return lambda: upload()[index]
         return self.here.begin_upload(self._view)
 
+    def beside(self, other: Any) -> Any:
+        """The array where another one is: on the device, or in host memory (NumPy's)."""
+        if isinstance(other, np.ndarray):
+            return self.here.to_host(self._view) if self.here.owns(self._view) else self._view
+        return self.begin()()
+
     def __repr__(self) -> str:
         return f"Operand(shape={self.shape}, dtype={self.dtype})"
 
