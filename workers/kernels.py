@@ -57,12 +57,12 @@ def gemm_panel(
         return _factor(xp, pair[0], transpose_a, as_dtype), _factor(xp, pair[1], transpose_b, as_dtype)
 
     # `map` keeps no pair, which a generator's variables would: two pairs fit where three might not.
-    pairs, start = map(factors, in_turn(a_tiles, b_tiles)), time.perf_counter()
+    pairs, start = map(factors, in_turn(a_tiles, b_tiles)), time.thread_time()
     total = _sum_of_products(xp, pairs, as_dtype or dtype)
     if as_dtype:
         return total != 0
     k = sum(tile.shape[-2 if transpose_a else -1] for tile in a_tiles)
-    note(total.shape, k, numpy_dtype(total).name, time.perf_counter() - start)
+    note(total.shape, k, numpy_dtype(total).name, time.thread_time() - start)
     return total
 
 

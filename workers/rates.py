@@ -177,7 +177,11 @@ _task = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """What a kernel did: operations, the shortest side, the type, and the seconds that passed for its thread."""
+    """What a kernel did: operations, the shortest side, the type, and the seconds that its thread had of a core.
+
+    Its own time, since the rate is the device's: 64 workers on two cores would have a machine remembered for weeks as
+    thirty times slower than it is (measured).
+    """
 
     flops: int
     thinnest: int
