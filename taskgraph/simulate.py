@@ -107,7 +107,9 @@ class _Worker:
 
     def hold(self, nbytes: int) -> None:
         self.held += nbytes
-        self.peak = max(self.peak, self.held)
+        # What a GPU has no room for stays in host memory; that one task fits, the plan has seen to.
+        most = self.device.memory_bytes if self.device.kind == "gpu" else self.held
+        self.peak = max(self.peak, min(self.held, most))
 
     @property
     def link_seconds(self) -> float:

@@ -17,7 +17,7 @@ from distributed import Client
 
 from deploy.local import LocalCluster
 from taskgraph import product_tasks
-from workers import backend, counters, emulated, shortage
+from workers import at_rest, backend, counters, emulated, shortage
 from workers.cache import SMALLEST_BYTES, DeviceCache
 from workers.device_tile import DeviceTile, run
 from workers.kernels import add_onto, gemm_panel, streams, tree_add
@@ -388,11 +388,27 @@ class TestOutOfMemory:
         """From another worker: without room it stays in host memory; an error would fail the transfer for ever."""
         sent = pickle.dumps(DeviceTile(gpu.to_device(tile())), protocol=5)
         assert type(pickle.loads(sent)) is DeviceTile
+        others = [gpu.to_device(tile(n)) for n in range(4)]
         room(0.5)
         back = pickle.loads(sent)
         assert type(back) is np.ndarray
         np.testing.assert_array_equal(back, tile())
         assert counters.counts()["out_of_memory_received"] == 1
+        del others
+
+    def test_results_beyond_their_share_go_to_the_host(self, gpu):
+        emulated.memory.bound(emulated.memory.live + 8 * TILE_BYTES)
+        before, sent = at_rest.tiles.bytes, pickle.dumps(DeviceTile(gpu.to_device(tile()), gpu), protocol=5)
+        results = [run(lambda xp, x: x + 1, tile(n)) for n in range(9)]
+        share = gpu.results_bytes()
+        assert {type(r) for r in results} == {DeviceTile, np.ndarray}
+        assert share - TILE_BYTES < at_rest.tiles.bytes <= share
+        assert type(pickle.loads(sent)) is np.ndarray
+        for n, result in enumerate(results):
+            np.testing.assert_array_equal(np.asarray(result), tile(n) + 1)
+        assert counters.counts()["results_to_host"] >= 3
+        del results, result
+        assert at_rest.tiles.bytes == before
 
     def test_other_errors_pass(self, gpu):
         def kernel(xp, x):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import platform
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
-from workers import emulated, memory
+from workers import at_rest, emulated, memory
 from workers.cache import SHARE, DeviceCache
 from workers.counters import count
 from workers.emulated import EMULATED_DEVICE
@@ -51,6 +52,7 @@ class Backend:
     _synchronize: Callable[[], None] = field(repr=False)
     _free_pools: Callable[[], None] = field(default=lambda: None, repr=False)
     _is_out_of_memory: Callable[[BaseException], bool] = field(default=lambda error: False, repr=False)
+    _memory_bytes: Callable[[], float] = field(default=lambda: math.inf, repr=False)
     cache: DeviceCache = field(default_factory=lambda: DeviceCache(0), repr=False, compare=False)
 
     def to_device(self, host: np.ndarray, *, keep: bool = False) -> Any:
@@ -87,6 +89,10 @@ class Backend:
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether the error says that this device (not the host) had no room."""
         return self._is_out_of_memory(error)
+
+    def results_bytes(self) -> float:
+        """How much of this device results may take between tasks."""
+        return at_rest.SHARE * self._memory_bytes()
 
     def free(self) -> None:
         """Give back what is only kept in case it is wanted again: the cache, and what the pools hold."""
@@ -180,6 +186,7 @@ def cupy_gpu(memory_fraction: float = memory.DEVICE_FRACTION) -> Backend:
         _synchronize=lambda: cupy.cuda.get_current_stream().synchronize(),
         _free_pools=cupy_memory.free_pools,
         _is_out_of_memory=cupy_memory.is_out_of_memory,
+        _memory_bytes=lambda: pool_bytes,
         cache=DeviceCache(int(SHARE * pool_bytes)),
     )
 
@@ -201,6 +208,7 @@ def emulated_gpu() -> Backend:
         _to_host=lambda array: np.asarray(array.to_device(host_device)),
         _synchronize=lambda: None,
         _is_out_of_memory=lambda error: isinstance(error, emulated.OutOfMemory),
+        _memory_bytes=lambda: math.inf if emulated.memory.limit is None else emulated.memory.limit,
     )
 
 

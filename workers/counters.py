@@ -14,6 +14,7 @@ NAMES = (
     "cache_misses",
     "cache_evictions",
     "bytes_uploaded",
+    "results_to_host",
     "out_of_memory_received",
     "out_of_memory_freed",
     "out_of_memory_pieces",

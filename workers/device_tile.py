@@ -9,7 +9,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from dask.sizeof import sizeof
 
-from workers import backend, operand, rates, shortage
+from workers import at_rest, backend, operand, rates, shortage
 from workers.aligned import aligned
 from workers.counters import count
 
@@ -41,6 +41,7 @@ class DeviceTile:
         """array: of the device of `owner`, by default of whichever backend owns such arrays here."""
         self.array = array
         self._owner = _owner_of(array) if owner is None else owner
+        at_rest.tiles.enter(self, self.nbytes)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,7 +91,7 @@ def _sizeof_device_tile(tile: DeviceTile) -> int:
 def rebuild(host: np.ndarray[Any, Any]) -> DeviceTile | np.ndarray[Any, Any]:
     """What a pickled tile becomes here: a DeviceTile where this process has a GPU with room, else the host's array."""
     here = backend.current()
-    if here.kind == "gpu":
+    if here.kind == "gpu" and at_rest.tiles.bytes + host.nbytes <= here.results_bytes():
         try:
             return DeviceTile(here.to_device(host), here)
         except Exception as error:
@@ -176,8 +177,18 @@ def _to_host_here(value: Any, here: backend.Backend) -> Any:
 
 
 def _wrapped(result: Any, here: backend.Backend) -> Any:
-    """A result with the device arrays in it as DeviceTiles."""
-    return _mapped(lambda value, here: DeviceTile(value, here) if here.owns(value) else value, result, here)
+    """A result with the device arrays in it as DeviceTiles, or as NumPy's where results have their share already."""
+    return _mapped(_at_rest, result, here)
+
+
+def _at_rest(value: Any, here: backend.Backend) -> Any:
+    if not here.owns(value):
+        return value
+    tile = DeviceTile(value, here)
+    if at_rest.tiles.bytes <= here.results_bytes():  # this one counted
+        return tile
+    count("results_to_host")
+    return tile.to_host()
 
 
 def _mapped(function: Mover, value: Any, here: backend.Backend) -> Any:
