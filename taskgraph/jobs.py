@@ -18,7 +18,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from taskgraph.chunks import numblocks, offsets
@@ -177,8 +177,8 @@ def _add_group(jobs: Jobs, g: Group) -> None:
     node = g.result
     if lies(node):
         return
-    if node.op.kind == "product":
-        add_product(jobs, node, jobs.plan.products[node])
+    if g.product is not None:
+        add_product(jobs, g, g.product, jobs.plan.products[g.product])
     elif node.op.kind == "array":
         _add_array(jobs, node)
     else:
@@ -188,11 +188,11 @@ def _add_group(jobs: Jobs, g: Group) -> None:
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-def add_product(jobs: Jobs, node: Expr, planned: ProductPlan) -> None:
+def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
     """The jobs of a product: the one place that knows how a `ProductPlan` hands out tiles, panels and strips.
 
     A chain of panels is a job each, which takes what the one before gave; where a tile has several chains, or strips, a
-    job for each strip adds up its part of what they gave.
+    job for each strip adds up its part of what they gave. The last job of a tile does the epilogue.
     """
     a, b = node.inputs
     ta, tb = node.params["ta"], node.params["tb"]
@@ -201,6 +201,7 @@ def add_product(jobs: Jobs, node: Expr, planned: ProductPlan) -> None:
     rows, strips, item = len(planned.grid.m), planned.strips, node.dtype.itemsize
     lead = tuple(range(n) for n in numblocks(node.chunks[:-2]))
     where: dict[Index, int] = {}
+    finished = _finisher(jobs, g, node)
     heights, widths = node.chunks[-2], node.chunks[-1]
     for tile, (*batch, i, j) in enumerate(itertools.product(*lead, range(rows), range(len(widths)))):
         first = tile * planned.panels
@@ -227,7 +228,8 @@ def add_product(jobs: Jobs, node: Expr, planned: ProductPlan) -> None:
                 before = [jobs.add(job)]
             ends.append((first + chain[-1], before[0]))
         if len(chains) == strips == 1:
-            where[*batch, i, j] = ends[0][1]
+            where[*batch, i, j] = last = ends[0][1]
+            jobs.items[last] = finished(jobs.items[last], (*batch, i, j), size)
             continue
         for r in range(strips):
             at, part = (*batch, i * strips + r, j), ends[r % len(ends)][0]
@@ -236,8 +238,27 @@ def add_product(jobs: Jobs, node: Expr, planned: ProductPlan) -> None:
             work = float(size_r * (len(ends) - 1))
             label = jobs.label(node, at, " sum")
             made = Job(label, nbytes=size_r * item, dtype=node.dtype, needs=needs, work=work, **_of_part(planned, part))
-            where[at] = jobs.add(made)
-    jobs.numbers[node] = [where[index] for index, _ in blocks_of(node.chunks)]
+            where[at] = jobs.add(finished(made, at, size_r))
+    jobs.numbers[g.result] = [where[index] for index, _ in blocks_of(node.chunks)]
+
+
+def _finisher(jobs: Jobs, g: Group, product: Expr) -> Callable[[Job, Index, int], Job]:
+    """Gives the last job of a tile of that size with the epilogue: what it takes besides, and gives instead."""
+    if not g.behind:
+        return lambda job, index, size: job
+    outside, each = _outside(g), _work(g)
+
+    def finished(job: Job, index: Index, size: int) -> Job:
+        more = [jobs.whole(jobs.block(x, _broadcast(x, index))) for x in outside]
+        return replace(
+            job,
+            nbytes=size * g.result.dtype.itemsize,
+            needs=tuple(dict.fromkeys([*job.needs, *more])),
+            work=job.work + each * size,
+            scratch=max(job.scratch, size * product.dtype.itemsize),
+        )
+
+    return finished
 
 
 def _of_part(planned: ProductPlan, part: int) -> dict[str, Any]:
@@ -279,20 +300,28 @@ def _lead(x: Expr, batch: Sequence[int]) -> Index:
 
 def _add_blocks(jobs: Jobs, g: Group) -> None:
     """An elementwise group: a job a block."""
-    node, members = g.result, set(g.nodes)
-    outside = dict.fromkeys(
-        i for n in g.nodes for i in n.inputs if (i not in members or lies(i)) and not is_number(i)
-    )  # in order, each once
-    outside.update(dict.fromkeys(n for n in g.nodes if lies(n)))
+    node, outside, each = g.result, _outside(g), _work(g)
     slot, pinned = _slot(jobs, node)
     kind = jobs.plan.kind_of(node)
-    each = sum(n.op.flops(n) for n in g.nodes if not lies(n)) / max(1, node.size)
     start = len(jobs.items)
     for index, size in blocks_of(node.chunks):
         needs = tuple([jobs.whole(jobs.block(x, _broadcast(x, index))) for x in outside])
         nbytes = size * node.dtype.itemsize
         jobs.add(Job(jobs.label(node, index), kind, nbytes, node.dtype, needs, slot, pinned, work=each * size))
     jobs.first[node] = start
+
+
+def _outside(g: Group) -> list[Expr]:
+    """Whose blocks the elementwise work of a group takes, in order, each once."""
+    members = set(g.nodes)
+    found = dict.fromkeys(i for n in g.behind for i in n.inputs if (i not in members or lies(i)) and not is_number(i))
+    found.update(dict.fromkeys(n for n in g.nodes if lies(n)))
+    return list(found)
+
+
+def _work(g: Group) -> float:
+    """Operations of a group's elementwise work, an element of its result."""
+    return sum(n.op.flops(n) for n in g.behind if not lies(n)) / max(1, g.result.size)
 
 
 def _broadcast(x: Expr, index: Index) -> Index:

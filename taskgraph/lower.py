@@ -29,7 +29,7 @@ from taskgraph.chunks import numblocks, offsets
 from taskgraph.expr import Chunks, DType, Expr, digest, topological
 from taskgraph.passes import Group, align, group, is_number, is_small
 from taskgraph.plan import SPAN, TAG, Plan, ProductPlan, TaskTag
-from taskgraph.product_tasks import Key, needed_by, product_layers
+from taskgraph.product_tasks import Epilogue, Key, needed_by, product_layers
 from taskgraph.program import compile_nodes, number
 from workers.device_tile import run, to_host
 
@@ -129,8 +129,8 @@ def lower(plan: Plan, keep: Sequence[bool] = ()) -> Lowered:
 
 def _lower_group(done: _Layers, g: Group) -> None:
     node = g.result
-    if node.op.kind == "product":
-        _lower_product(done, node, done.plan.products[node])
+    if g.product is not None:
+        _lower_product(done, g, g.product, done.plan.products[g.product])
     elif node.op.name == "part":
         _lower_part(done, node)
     elif node.op.kind == "array":
@@ -283,14 +283,27 @@ def _lower_part(done: _Layers, node: Expr) -> None:
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-def _lower_product(done: _Layers, node: Expr, planned: ProductPlan) -> None:
-    """The tasks of a product, under a name that says how it is cut and summed."""
+def _lower_product(done: _Layers, g: Group, node: Expr, planned: ProductPlan) -> None:
+    """The tasks of a product and its epilogue, under a name that says how it is cut, summed and finished."""
     a, b = node.inputs
     needs = done.names[a], done.names[b]
     sums = [planned.chains(tile) for tile in range(len(planned.slots) // planned.panels)] if planned.panels > 1 else []
-    name = done.name(node, sorted(set(needs)), planned.grid.k, planned.strips, sums)
-    for layer in product_layers(node, replace(planned, name=name), name, *needs):
+    cut: list[Any] = [sorted(set(needs)), planned.grid.k, planned.strips, sums]
+    epilogue = _epilogue(done, g, node) if g.behind else None
+    if epilogue is None:
+        name = done.name(node, *cut)
+    else:  # named after the product, for Dask's pages
+        own = digest(g.result.token, [n.token for n in g.nodes], sorted(epilogue.needs), *cut)
+        name = done.names[g.result] = f"{node.label}-{own}"
+    for layer in product_layers(node, replace(planned, name=name), name, *needs, epilogue):
         done.add(layer.name, layer.tasks, layer.needs, layer.tags.__getitem__)
+
+
+def _epilogue(done: _Layers, g: Group, product: Expr) -> Epilogue:
+    program, arguments = compile_nodes(g.result.label, g.behind, [g.result])
+    others = [a for a in arguments if a is not product]
+    makers = [_argument(done, a) for a in others]
+    return Epilogue(program, arguments.index(product), makers, _needs(done, others))
 
 
 # -- everything else: dask.array ---------------------------------------------------------------------------------------

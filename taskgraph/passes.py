@@ -130,7 +130,10 @@ def align(plan: Plan) -> Plan:
 
 @dataclass(frozen=True)
 class Group:
-    """Expressions that one task a block computes together; `nodes` in order, the last one is what others see."""
+    """Expressions that one task a block computes together; `nodes` in order, the last one is what others see.
+
+    Where a product is among them, the others are its epilogue: the program that runs in the task which finishes a tile.
+    """
 
     nodes: tuple[Expr, ...]
 
@@ -138,13 +141,23 @@ class Group:
     def result(self) -> Expr:
         return self.nodes[-1]
 
+    @property
+    def product(self) -> Expr | None:
+        return next((n for n in self.nodes if n.op.kind == "product"), None)
+
+    @property
+    def behind(self) -> tuple[Expr, ...]:
+        """The elementwise work, and the sources that it needs alone."""
+        return tuple(n for n in self.nodes if n.op.kind != "product")
+
 
 def group(plan: Plan) -> list[Group]:
     """Divide the graph into groups, in an order in which they can be lowered.
 
     An elementwise expression or a source joins its consumer's group where all who use it are in that group and cut
     alike, on the same device; so a chain is one task a block and its intermediate values are never stored. Numbers
-    (0-d sources) are repeated in every group that uses them.
+    (0-d sources) are repeated in every group that uses them. A product whose only user is such a group takes the group
+    for its epilogue (`_is_epilogue`).
     """
     order = topological(plan.roots)
     users = consumers(order)
@@ -163,6 +176,11 @@ def group(plan: Plan) -> list[Group]:
     members: dict[Expr, list[Expr]] = {}
     for node in order:
         members.setdefault(head[node], []).append(node)
+    if epilogues := _epilogues(plan, order, users, head, members):
+        head.update(epilogues)
+        members = {}
+        for node in order:
+            members.setdefault(head[node], []).append(node)
     numbers = {n for n in order if is_number(n)}
     return [
         Group(tuple(members[node]))
@@ -188,6 +206,68 @@ def _fits(node: Expr, head: Expr, plan: Plan) -> bool:
         and plan.kind_of(node) == plan.kind_of(head)
         and (node.device is None or ":" not in node.device or node.device == head.device)
     )
+
+
+# -- epilogues ---------------------------------------------------------------------------------------------------------
+
+
+def _epilogues(
+    plan: Plan,
+    order: Sequence[Expr],
+    users: Mapping[Expr, Sequence[Expr]],
+    head: Mapping[Expr, Expr],
+    members: Mapping[Expr, Sequence[Expr]],
+) -> dict[Expr, Expr]:
+    """The products that take the only group which uses them for their epilogue, and the last node of that group."""
+    bits = {node: 1 << n for n, node in enumerate(plan.products)}
+    needs: dict[Expr, int] = {}  # for each expression, the products that it needs, itself included
+    for node in order:
+        needs[node] = bits.get(node, 0)
+        for i in node.inputs:
+            needs[node] |= needs[i]
+    found: dict[Expr, Expr] = {}
+    roots = set(plan.roots)
+    for node in plan.products:
+        if node in roots or node not in head:
+            continue
+        lasts = {head[u] for u in users[node]}
+        last = lasts.pop()
+        if not lasts and last.op.kind == "elementwise" and _is_epilogue(node, last, members[last], needs, plan):
+            found[node] = last
+    return found
+
+
+def _is_epilogue(node: Expr, last: Expr, nodes: Sequence[Expr], needs: Mapping[Expr, int], plan: Plan) -> bool:
+    """Whether a group may run in the tasks of the product that it uses: it is cut alike and may run where any tile
+    does, and what else it needs is no more than the product itself, and there by then.
+
+    A tile's task waits for all that its epilogue takes. Were that to come from a product which this one does not need
+    anyway, two products that might run side by side would run one behind the other.
+    """
+    if node.chunks != last.chunks or node.shape != last.shape:
+        return False
+    inside = {node, *nodes}
+    taken = {i for n in nodes for i in n.inputs if i not in inside}
+    return (
+        all(_may_run_beside(n, node, plan) for n in nodes)
+        and all(needs[i] | needs[node] == needs[node] for i in taken)
+        and sum(i.nbytes for i in taken if i.size >= node.size and not is_number(i)) <= node.nbytes
+        and all(_has_type(x, node, plan) for x in [*nodes, *taken])
+    )
+
+
+def _may_run_beside(n: Expr, product: Expr, plan: Plan) -> bool:
+    """Whether the pin of an expression allows all the workers that the product's tiles are for. Random numbers of a
+    GPU's tile are not made by the one thread that feeds the GPU, but by CPU workers."""
+    kinds = set(plan.products[product].kinds)
+    if n.op.name == "random" and kinds != {"cpu"}:
+        return False
+    return n.device in (None, "cpu+gpu", product.device) or {n.device} == kinds
+
+
+def _has_type(x: Expr, product: Expr, plan: Plan) -> bool:
+    kinds = set(plan.products[product].kinds)
+    return all(d.computes(x.dtype) for d in plan.machine.devices if d.kind in kinds)
 
 
 #: Operations per second of elementwise work and reductions on one core (measured: NumPy passes 1 to 2 GB/s of float64).

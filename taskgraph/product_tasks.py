@@ -14,7 +14,7 @@ from taskgraph.chunks import numblocks, refine
 from taskgraph.expr import Expr, digest
 from taskgraph.plan import ProductPlan, TaskTag
 from workers.device_tile import run
-from workers.kernels import add_onto, gemm_panel, streams, tree_add
+from workers.kernels import add_onto, epilogue, gemm_panel, streams, tree_add
 
 Key = Any  # (name, i, j, ...): a tuple of strings and numbers, which Dask's own type does not admit
 
@@ -28,14 +28,29 @@ class TaskLayer(NamedTuple):
     tags: dict[Key, TaskTag]
 
 
-def product_layers(node: Expr, planned: ProductPlan, name: str, name_a: str, name_b: str) -> list[TaskLayer]:
+class Epilogue(NamedTuple):
+    """Elementwise work on a finished tile: `program(xp, *arguments)`, whose argument number `place` is the tile.
+
+    others: the other arguments of the block at an index, in order; needs: the layers that they are blocks of.
+    """
+
+    program: Callable[..., Any]
+    place: int
+    others: Sequence[Callable[[tuple[int, ...]], Any]]
+    needs: set[str]
+
+
+def product_layers(
+    node: Expr, planned: ProductPlan, name: str, name_a: str, name_b: str, epilogue: Epilogue | None = None
+) -> list[TaskLayer]:
     """The layers of a product whose blocks are to be (name, ..., i, j), of operands with these names.
 
     A tile whose panels are all meant for one worker is a chain: each task adds its panel to what the one before gave.
     Otherwise every chain gives a partial tile, as a list of row strips where there are several; each strip goes by a
-    key of its own to the worker that adds it up, so that only what is needed there moves.
+    key of its own to the worker that adds it up, so that only what is needed there moves. An epilogue runs in the task
+    that has the tile's final sum.
     """
-    stage = _Stage(node, planned, name, name_a, name_b)
+    stage = _Stage(node, planned, name, name_a, name_b, epilogue)
     for tile, index in enumerate(itertools.product(*map(range, stage.blocks))):
         stage.add_tile(tile, *index)
     return stage.layers()
@@ -67,11 +82,13 @@ def needed_by(node: Expr, planned: ProductPlan, side: int) -> Callable[[tuple[in
 class _Stage:
     """The tasks as they are made, tile by tile."""
 
-    def __init__(self, node: Expr, planned: ProductPlan, name: str, name_a: str, name_b: str) -> None:
+    def __init__(
+        self, node: Expr, planned: ProductPlan, name: str, name_a: str, name_b: str, epilogue: Epilogue | None
+    ) -> None:
         a, b = node.inputs
         ta, tb = node.params["ta"], node.params["tb"]
         grid = planned.grid
-        self.planned, self.name = planned, name
+        self.planned, self.name, self.epilogue = planned, name, epilogue
         self.blocks = (*numblocks(node.chunks[:-2]), len(grid.m), len(grid.n))
         self.lead_a, self.lead_b = _lead_of(a), _lead_of(b)
         cut_a, cut_b = (x.chunks[-2 if first else -1] for x, first in ((a, ta), (b, not tb)))
@@ -88,7 +105,7 @@ class _Stage:
         self.tasks = {n: TaskLayer(n, {}, set(), {}) for n in (self.parts, self.strips, name)}
         self.tasks[self.parts].needs.update(needs, {self.parts})
         self.tasks[self.strips].needs.add(self.parts)
-        self.tasks[name].needs.update(needs, {self.parts, self.strips})
+        self.tasks[name].needs.update(needs, {self.parts, self.strips}, epilogue.needs if epilogue else ())
 
     def layers(self) -> list[TaskLayer]:
         """Those that have tasks, each needing only others."""
@@ -100,6 +117,15 @@ class _Stage:
         layer = self.tasks[key[0]]
         layer.tasks[key], layer.tags[key] = task, tag
         return TaskRef(key)
+
+    def finish(self, at: tuple[int, ...], kernel: Callable[..., Any], *args: Any, tag: TaskTag) -> TaskRef:
+        """The task that has the whole of a block, with the epilogue behind it."""
+        key, e = (self.name, *at), self.epilogue
+        if e is not None:
+            then = _tile_then if kernel is not _add_up else _then
+            kernel = partial(then, first=kernel, program=e.program, place=e.place, others=len(e.others))
+            args = (*args, *[make(at) for make in e.others])
+        return self.put(key, Task(key, run, kernel, *args), tag)
 
     def add_tile(self, tile: int, *index: int) -> None:
         planned, strips = self.planned, self.planned.strips
@@ -113,11 +139,13 @@ class _Stage:
         for chain in chains:
             so_far: tuple[TaskRef, ...] = ()
             for panel in chain:
-                whole = is_whole and panel == chain[-1]
-                key: Key = (self.name, *index) if whole else (self.parts, *index, panel)
-                operands = (*(ref for line in left for ref in line[panel]), *right[panel])
-                task = Task(key, run, self.kernels[panel][bool(so_far)], *so_far, *operands)
-                so_far = (self.put(key, task, planned.tag(first + panel, (*index, panel))),)
+                kernel, tag = self.kernels[panel][bool(so_far)], planned.tag(first + panel, (*index, panel))
+                args = (*so_far, *(ref for line in left for ref in line[panel]), *right[panel])
+                if is_whole and panel == chain[-1]:
+                    so_far = (self.finish(tuple(index), kernel, *args, tag=tag),)
+                else:
+                    key: Key = (self.parts, *index, panel)
+                    so_far = (self.put(key, Task(key, run, kernel, *args), tag),)
             ends.append((first + chain[-1], so_far[0]))
         if not is_whole:
             self.add_sums(batch, i, j, ends)
@@ -133,7 +161,7 @@ class _Stage:
                 take = Task(key, operator.getitem, whole, r)
                 pieces.append(self.put(key, take, planned.tag(part)) if strips > 1 else whole)
             part, _ = ends[r % len(ends)]
-            self.put((self.name, *at), Task((self.name, *at), run, _add_up, *pieces), planned.tag(part))
+            self.finish(at, _add_up, *pieces, tag=planned.tag(part))
 
 
 def _runs(cut: tuple[int, ...], panels: tuple[int, ...]) -> list[slice]:
@@ -218,3 +246,15 @@ def _views(tiles: Any, sizes: tuple[int, ...], finer: tuple[int, ...], *, along_
 
 def _add_up(xp: Any, *parts: Any) -> Any:
     return tree_add(xp, parts)
+
+
+def _then(xp: Any, *args: Any, first: Callable[..., Any], program: Callable[..., Any], place: int, others: int) -> Any:
+    """What `first` makes of all arguments but the last `others`, and the program of it and of those."""
+    split = len(args) - others
+    before, behind = args[split : split + place], args[split + place :]
+    return epilogue(xp, program, before, first(xp, *args[:split]), behind)
+
+
+@streams
+def _tile_then(xp: Any, *args: Any, **what: Any) -> Any:
+    return _then(xp, *args, **what)

@@ -229,9 +229,12 @@ def watched_lowering() -> Iterator[tuple[list[Lowered], dict[Any, Said]]]:
 
     def group(done: Any, g: Any, *args: Any) -> Any:
         plan: Plan = done.plan
+        first = g.product or g.result
+        said = said_of(plan, first, None)
         for node in g.nodes:  # what is fused must be of one mind
-            assert node in plan.products or plan.kind_of(node) == said_of(plan, g.result, None).kind, node
-        return noted(done, lambda: real_group(done, g, *args), lambda key: said_of(plan, g.result, key))
+            follows = g.product is not None and node.device in (None, "cpu+gpu", first.device)
+            assert node in plan.products or follows or plan.kind_of(node) == said.kind, node
+        return noted(done, lambda: real_group(done, g, *args), lambda key: said_of(plan, first, key))
 
     def one_task(done: Any, *args: Any) -> Any:
         plan: Plan = done.plan

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from array_api_compat import is_cupy_namespace, is_numpy_namespace
 
+from workers import backend
 from workers.operand import Operand, in_turn, numpy_dtype, streams
 from workers.rates import note
 
-__all__ = ["add_onto", "gemm_panel", "streams", "tree_add"]
+__all__ = ["add_onto", "epilogue", "gemm_panel", "streams", "tree_add"]
 
 
 @streams
@@ -80,6 +81,22 @@ def add_onto(xp: Any, new: Any, before: Any) -> Any:
         return xp.logical_or(new, before)
     new += before
     return new
+
+
+def epilogue(xp: Any, program: Callable[..., Any], before: Sequence[Any], tile: Any, behind: Sequence[Any]) -> Any:
+    """`program(xp, *before, tile, *behind)`, with the Operands among the arguments brought to where the tile is.
+
+    A tile that had to be put together in host memory gets its epilogue there.
+
+    >>> import numpy as np
+    >>> epilogue(np, lambda xp, x, y: xp.tanh(x + y), [], np.asarray([0.0]), [0.0])
+    array([0.])
+    """
+    before, behind = ([x.beside(tile) if isinstance(x, Operand) else x for x in some] for some in (before, behind))
+    if not isinstance(tile, np.ndarray):
+        return program(xp, *before, tile, *behind)
+    with backend.within(backend.host()):
+        return program(backend.host().xp, *before, tile, *behind)
 
 
 def tree_add(xp: Any, parts: Sequence[Any]) -> Any:
