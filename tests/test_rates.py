@@ -16,7 +16,7 @@ from distributed import Scheduler, Worker
 from workers import backend, rates
 from workers import profile as profile_module
 from workers.device_tile import run
-from workers.kernels import gemm_panel
+from workers.kernels import epilogue, gemm_panel, streams
 from workers.plugin import PROFILE, DeviceSetup
 from workers.rates import FRESH_S, WEIGHT, Rate, RateBook, folder, open_book
 
@@ -81,6 +81,23 @@ class TestWhatIsNoted:
         on_device = run(lambda xp, a: a + 1, square(700))
         run(gemm_panel, [on_device], [on_device])
         assert book.known("float32").tiles == 1
+
+    def test_other_work_behind_a_product_does_not_count(self, book):
+        def program(xp, tile, row):
+            time.sleep(0.5)
+            return tile + row
+
+        gpu = backend.emulated_gpu()
+        backend.use(gpu)
+        on_device = run(lambda xp, a: a + 1, square(700))
+        row = np.ones(700, "float32")  # uploaded for the epilogue, when the product is done
+
+        @streams
+        def kernel(xp, a, row):
+            return epilogue(xp, program, [], gemm_panel(xp, [a], [a]), [row])
+
+        run(kernel, on_device, row)
+        assert book.known("float32").gflops > 2 * 700**3 / 0.5 / 1e9
 
     def test_each_thread_its_own(self, book):
         with ThreadPoolExecutor(4) as pool:

@@ -12,7 +12,7 @@ from array_api_compat import is_cupy_namespace, is_numpy_namespace
 
 from workers import backend
 from workers.operand import Operand, in_turn, numpy_dtype, streams
-from workers.rates import note
+from workers.rates import note, rest
 
 __all__ = ["add_onto", "epilogue", "gemm_panel", "streams", "tree_add"]
 
@@ -92,6 +92,7 @@ def epilogue(xp: Any, program: Callable[..., Any], before: Sequence[Any], tile: 
     >>> epilogue(np, lambda xp, x, y: xp.tanh(x + y), [], np.asarray([0.0]), [0.0])
     array([0.])
     """
+    rest(backend.current())
     before, behind = ([x.beside(tile) if isinstance(x, Operand) else x for x in some] for some in (before, behind))
     if not isinstance(tile, np.ndarray):
         return program(xp, *before, tile, *behind)

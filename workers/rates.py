@@ -206,27 +206,35 @@ def note(shape: Sequence[int], k: int, dtype: str, seconds: float) -> None:
         products.append(Product(2 * k * math.prod(shape), min(k, *shape[-2:]), dtype, seconds))
 
 
+def rest(here: Backend) -> None:
+    """What follows in this thread's task is other work: its time, and what it uploads, are not the product's."""
+    if getattr(_task, "products", None):
+        here.synchronize()
+        _task.until = time.perf_counter(), _uploaded(here)
+
+
 @contextlib.contextmanager
 def observed(here: Backend) -> Iterator[None]:
     """Note the rates of the large products in the block, a task that waits for its device.
 
     Not where something was uploaded meanwhile: a plan counts the bytes apart. Of a GPU's, whose kernels only launch,
-    the task's time counts, and only where it is a single product.
+    the task's time up to `rest` counts, and only where it is a single product.
     """
     book = _book
     if book is None:
         yield
         return
     products: list[Product] = []
-    _task.products = products
+    _task.products, _task.until = products, None
     uploaded, start = _uploaded(here), time.perf_counter()
     try:
         yield
     finally:
         _task.products = None
-    seconds = time.perf_counter() - start
+    end, uploaded_then = _task.until or (time.perf_counter(), _uploaded(here))
+    seconds = end - start
     is_async = here.kind == "gpu" and not here.emulated
-    if _uploaded(here) > uploaded or (is_async and len(products) > 1):
+    if uploaded_then > uploaded or (is_async and len(products) > 1):
         return
     for product in products:
         if product.speaks_for(WIDTH["gpu" if is_async else "cpu"]):
