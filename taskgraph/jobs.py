@@ -205,6 +205,14 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
     heights, widths = node.chunks[-2], node.chunks[-1]
     for tile, (*batch, i, j) in enumerate(itertools.product(*lead, range(rows), range(len(widths)))):
         first = tile * planned.panels
+        if planned.mirrored and i > j:
+            above = where[*batch, j, i]
+            nbytes = jobs.items[above].nbytes
+            label = jobs.label(node, (*batch, i, j), " turned")
+            work, whole, of = float(nbytes // item), jobs.whole(above), _of_part(planned, first)
+            made = Job(label, nbytes=nbytes, dtype=node.dtype, needs=(whole,), work=work, **of)
+            where[*batch, i, j] = jobs.add(made)
+            continue
         of_batch = math.prod([c[n] for c, n in zip(node.chunks[:-2], batch, strict=True)])
         line_a = [left((*_lead(a, batch), i * strips + r)) for r in range(strips)]
         line_b = right((*_lead(b, batch), j))

@@ -66,6 +66,8 @@ def product_bytes_bound(node: Expr, planned: ProductPlan, machine: Machine) -> f
     van de Geijn, 2017), less the M that it may hold from the start. The greater of the two. What an operand is made of
     where it is used (random numbers) costs nothing; an operand that lies on the CPU workers lies there in equal shares.
     """
+    if planned.mirrored:  # it computes half, and of one operand: no bound of these holds
+        return 0.0
     shares = worker_shares(planned)
     lead = max(1, math.prod(node.shape[:-2]))
     a, b = node.inputs

@@ -244,7 +244,7 @@ def _is_epilogue(node: Expr, last: Expr, nodes: Sequence[Expr], needs: Mapping[E
     A tile's task waits for all that its epilogue takes. Were that to come from a product which this one does not need
     anyway, two products that might run side by side would run one behind the other.
     """
-    if node.chunks != last.chunks or node.shape != last.shape:
+    if node.chunks != last.chunks or node.shape != last.shape or plan.products[node].mirrored:
         return False
     inside = {node, *nodes}
     taken = {i for n in nodes for i in n.inputs if i not in inside}

@@ -37,6 +37,7 @@ from taskgraph.cost import (
     unit_of,
 )
 from taskgraph.expr import DType, Expr, bind, consumers, describe, labelled, pinned, rewrite, topological, with_inputs
+from taskgraph.gram import gram_flops, is_gram, triangle
 from taskgraph.grids import solve
 from taskgraph.machine import Device, Machine
 from taskgraph.primitives import find
@@ -108,6 +109,8 @@ class ProductPlan:
     order, in `strips` runs of rows of the tile, each on the worker that made one of the parts; so the result has blocks
     of `grid.m` cut in strips.
 
+    mirrored: of a matrix times its own transpose, tiles below the diagonal are those above, turned, on the same slots.
+
     seconds, bytes_moved and peak_bytes are predictions: seconds for the product alone on an idle machine, bytes between
     workers, bytes that every worker in use holds at the most. area_seconds and bytes_bound are what no plan can beat:
     all devices that it may use at full speed, and bounds.communication_bound for the workers that it uses.
@@ -130,6 +133,7 @@ class ProductPlan:
     bytes_moved: float
     bytes_bound: float
     peak_bytes: Mapping[str, int]
+    mirrored: bool = False
 
     def __repr__(self) -> str:
         return f"ProductPlan({self})"
@@ -340,6 +344,12 @@ def choose(node: Expr, machine: Machine, a_at: str | None = None, b_at: str | No
         choice = solve(p, tuple(map(tuple, groups)), setting)
         if choice.bytes_over:
             choice = solve(p, tuple(tuple(_roomy(units)) for units in groups), setting)
+        half = triangle(p, tuple(map(tuple, groups)), setting, choice) if is_gram(node) else None
+        if half is not None:
+            whole, flops = _decided(node, p, half, machine, free=False, is_pinned=is_pinned), gram_flops(node)
+            area = whole.area_seconds * flops / p.flops
+            # no bound is known on the bytes
+            return replace(whole, flops=flops, area_seconds=area, bytes_bound=0.0, mirrored=True)
         _check_memory(node, p, choice, setting)
     free = len(choice.cut.owner) == 1 and not is_pinned and choice.slots.kinds[choice.cut.owner[0]] == machine.home
     return _decided(node, p, choice, machine, free=free, is_pinned=is_pinned)

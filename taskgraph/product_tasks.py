@@ -14,7 +14,7 @@ from taskgraph.chunks import numblocks, refine
 from taskgraph.expr import Expr, digest
 from taskgraph.plan import ProductPlan, TaskTag
 from workers.device_tile import run
-from workers.kernels import add_onto, epilogue, gemm_panel, streams, tree_add
+from workers.kernels import add_onto, epilogue, gemm_panel, streams, tree_add, turned
 
 Key = Any  # (name, i, j, ...): a tuple of strings and numbers, which Dask's own type does not admit
 
@@ -130,6 +130,10 @@ class _Stage:
     def add_tile(self, tile: int, *index: int) -> None:
         planned, strips = self.planned, self.planned.strips
         *batch, i, j = index
+        if planned.mirrored and i > j:
+            above, tag = TaskRef((self.name, *batch, j, i)), planned.tag(tile, (*index, 0))
+            self.put((self.name, *index), Task((self.name, *index), run, turned, above), tag)
+            return
         left = [self.lines_a[_broadcast(self.lead_a, batch), i * strips + r] for r in range(strips)]
         right = self.lines_b[_broadcast(self.lead_b, batch), j]
         first = tile * planned.panels

@@ -74,28 +74,6 @@ def flops(roots: Iterable[Expr]) -> int:
     return sum(n.op.flops(n) for n in topological(roots) if n.op.kind == "product")
 
 
-def is_gram(node: Expr) -> bool:
-    """Whether it is a product x @ x.T or x.T @ x, which is symmetric: of its tiles, one triangle says all.
-
-    The two operands must be one expression, so it has to be asked before a plan cuts them. An x of complex numbers
-    counts, too: nothing is conjugated.
-
-    >>> import taskgraph as tg
-    >>> x = tg.ones((3, 4))
-    >>> is_gram((x @ x.T).expr), is_gram((x.T @ (2 * x)).expr)
-    (False, False)
-    >>> from taskgraph.passes import simplify
-    >>> is_gram(*simplify([(x @ x.T).expr]))
-    True
-    """
-    return node.op.kind == "product" and node.inputs[0] is node.inputs[1] and node.params["ta"] != node.params["tb"]
-
-
-def gram_flops(node: Expr) -> int:
-    """Flops of a product of which one triangle, with the diagonal, is computed: (n + 1) / 2n of all."""
-    return int(node.op.flops(node)) * (node.shape[-1] + 1) // (2 * node.shape[-1]) if node.size else 0
-
-
 # -- one chain ---------------------------------------------------------------------------------------------------------
 
 

@@ -18,8 +18,9 @@ from taskgraph import tree
 from taskgraph.chains import LONGEST, Size, best_order, cost_of, product_flops, together
 from taskgraph.execute import rewritten
 from taskgraph.expr import Expr, topological
+from taskgraph.gram import gram_flops, is_gram
 from taskgraph.passes import simplify
-from taskgraph.reassociate import flops, gram_flops, is_gram, reassociate
+from taskgraph.reassociate import flops, reassociate
 from taskgraph.spec import problems
 
 RNG = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from workers import backend
 from workers.operand import Operand, in_turn, numpy_dtype, streams
 from workers.rates import note, rest
 
-__all__ = ["add_onto", "epilogue", "gemm_panel", "streams", "tree_add"]
+__all__ = ["add_onto", "epilogue", "gemm_panel", "streams", "tree_add", "turned"]
 
 
 @streams
@@ -120,6 +120,17 @@ def tree_add(xp: Any, parts: Sequence[Any]) -> Any:
         paired = [_add_pair(xp, *level[i], *level[i + 1]) for i in range(0, len(level) - 1, 2)]
         level = paired + level[len(level) - len(level) % 2 :]
     return level[0][0]
+
+
+def turned(xp: Any, tile: Any) -> Any:
+    """The transpose of a tile, laid out as other tiles are.
+
+    >>> turned(np, np.asarray([[1, 2], [3, 4]]))
+    array([[1, 3],
+           [2, 4]])
+    """
+    view = xp.matrix_transpose(tile)
+    return xp.ascontiguousarray(view) if is_numpy_namespace(xp) or is_cupy_namespace(xp) else view
 
 
 def _dtypes(tiles: Sequence[Any]) -> set[Any]:
