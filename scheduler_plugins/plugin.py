@@ -32,7 +32,7 @@ from scheduler_plugins.placement import (
     assign,
     serving_kind,
 )
-from scheduler_plugins.recall import Recalls
+from scheduler_plugins.recall import Recalls, Waiting
 from taskgraph.plan import TAG, TaskTag
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TilePlacement(SchedulerPlugin):
         self._ready = ReadyQueue()
         self._kinds: dict[str, str] = {}  # worker name -> kind
         self._addresses: dict[str, str] = {}  # worker name -> address
-        self._waiting: Counter[str] = Counter()  # slot, or "" -> tasks whose inputs do not exist yet
+        self._waiting = Waiting()
         self._processing = 0
         self._barriers: dict[Key, str] = {}
         self._astray: set[Key] = set()
@@ -222,7 +222,7 @@ class TilePlacement(SchedulerPlugin):
             if state == "no-worker":
                 self._enqueue(ts, tag)
             elif state == "waiting":
-                self._waiting[tag.get("slot") or ""] += 1
+                self._waiting.add(tag, 1)
 
     def _claim_followers(self, scheduler: Scheduler, keys: Collection[Key]) -> None:
         """Untagged tasks behind ours (the concatenation that `client.compute` adds, for one) run on CPU workers, or on
@@ -244,7 +244,7 @@ class TilePlacement(SchedulerPlugin):
     def _follow(self, key: Key, tag: TaskTag, start: str, finish: str, details: dict[str, Any]) -> None:
         ts = self._scheduler.tasks[key]
         if start == "waiting":
-            self._waiting[tag.get("slot") or ""] -= 1
+            self._waiting.add(tag, -1)
         elif start == "no-worker" and finish != "no-worker":
             self._ready.discard(key)
         elif start == "processing":
@@ -266,7 +266,7 @@ class TilePlacement(SchedulerPlugin):
             if finish == "no-worker":
                 self._enqueue(ts, tag)
         if finish == "waiting":
-            self._waiting[tag.get("slot") or ""] += 1
+            self._waiting.add(tag, 1)
         elif finish == "forgotten":
             del self._tags[key]
 
@@ -318,7 +318,7 @@ class TilePlacement(SchedulerPlugin):
 
     def _recall(self) -> None:
         try:
-            self._recalls.ask(self._kinds, lambda key: key in self._tags and not self._tags[key].get("pinned"))
+            self._recalls.ask(self._kinds, self._tags, self._waiting)
         except Exception as error:
             self._failed("recall", None, error)
 

@@ -8,7 +8,8 @@ else. `choose` decides, on data; `Recalls` reads the scheduler and asks.
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -16,10 +17,17 @@ from typing import Any
 
 from scheduler_plugins.facts import SchedulerFacts
 from scheduler_plugins.placement import ROUND_TRIP_S, Binding, Key
+from taskgraph.plan import TaskTag
 
 #: Shorter tasks are left where they are. Derived: asking and sending take about two round trips, and the estimate of
 #: what is left of a task is no better than some tenths of it.
 LONG_S = 10 * ROUND_TRIP_S
+
+#: How many times over a source's seconds count on another worker than the one whose tile needs it. Chosen: it is taken
+#: from a worker that is overdue, and not from one that is as quick as others (a block more to move, for no time).
+NEAR_WEIGHT = 2.0
+
+_PINNED = TaskTag(kind="", pinned=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,47 @@ def choose(ahead: Sequence[Ahead], free: Sequence[Free], takes_s: Callable[[Key,
     return moves
 
 
+class Waiting(Counter[str]):
+    """How many tasks of ours wait for their inputs, by slot ("" for those without one), and which tiles are among them.
+
+    >>> waiting = Waiting()
+    >>> tile = TaskTag(kind="cpu", slot="cpu-0", product="matmul-1", tile=(0, 0, 0))
+    >>> waiting.add(tile, 1)
+    >>> waiting.weight(tile, "cpu-0"), waiting.weight({**tile, "product": "matmul-2"}, "cpu-0")
+    (inf, 1.0)
+    """
+
+    def __init__(self, *counts: Mapping[str, int]) -> None:  # what it is unpickled with
+        super().__init__(*counts)
+        self.tiles: Counter[tuple[str, str]] = Counter()  # (slot, product)
+
+    def add(self, tag: TaskTag, count: int) -> None:
+        """A task has begun (1) or ceased (-1) to wait."""
+        slot = tag.get("slot") or ""
+        self[slot] += count
+        if "tile" in tag:
+            place = slot, tag.get("product", "")
+            self.tiles[place] += count
+            if not self.tiles[place]:
+                del self.tiles[place]  # products come and go
+
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self.tiles.clear()
+
+    def weight(self, tag: TaskTag, worker: str) -> float:
+        """How many times over a task's seconds count on a worker that would take it from another.
+
+        Never for a tile where others of that product, its own, are to come: for the time that it would save now, it
+        would give one away later, with the operands of both (measured: four workers exchanged their tiles in a circle,
+        which doubled the bytes). Nor then for a source that was put near a tile, which waits for it where it is.
+        """
+        if "near" in tag:
+            return math.inf if self[worker] > 0 else NEAR_WEIGHT
+        return math.inf if "tile" in tag and self.tiles[worker, tag.get("product", "")] > 0 else 1.0
+
+
 class Recalls:
     """The adapter: when tasks began, as far as the scheduler can tell, and the requests to move them."""
 
@@ -119,9 +168,9 @@ class Recalls:
         self._began.pop(address, None)
         self._sent.pop(address, None)
 
-    def ask(self, kinds: dict[str, str], may_move: Callable[[Key], bool]) -> None:
-        """Request the moves that are worth it. kinds: of every worker by name. may_move: whether a task is ours, and
-        not pinned to its worker."""
+    def ask(self, kinds: Mapping[str, str], tags: Mapping[Any, TaskTag], waiting: Waiting) -> None:
+        """Request the moves that are worth it. kinds: of every worker by name. tags: of our tasks; others, and those
+        that are pinned, stay. waiting: those of them whose inputs do not exist yet."""
         stealing = self.scheduler.extensions.get("stealing")
         if stealing is None:  # switched off by Dask's own setting
             return
@@ -130,8 +179,12 @@ class Recalls:
         free = [self._free(ws, kinds[name]) for name, ws in running.items() if self._has_room(ws) and ws not in taking]
         if not free:
             return
-        ahead = [a for name, ws in running.items() if (a := self._ahead(ws, kinds[name], may_move)) is not None]
-        for move in choose(ahead, free, self._takes_s):
+        ahead = [a for name, ws in running.items() if (a := self._ahead(ws, kinds[name], tags)) is not None]
+
+        def takes_s(key: Key, worker: str) -> float:
+            return self._takes_s(key, worker) * waiting.weight(tags[key], worker)
+
+        for move in choose(ahead, free, takes_s):
             self.asked += 1
             stealing.move_task_request(self.scheduler.tasks[move.key], running[move.worker], running[move.to])
 
@@ -145,12 +198,12 @@ class Recalls:
         expected_s = max(self.facts.duration_on(ts.key, name) for ts in ws.processing)
         return Free(name, kind, left_s(expected_s, self.clock() - began[0]))
 
-    def _ahead(self, ws: Any, kind: str, may_move: Callable[[Key], bool]) -> Ahead | None:
+    def _ahead(self, ws: Any, kind: str, tags: Mapping[Any, TaskTag]) -> Ahead | None:
         """The task that was sent last to a worker where all threads are busy."""
         if self._has_room(ws):
             return None
         ts, began = self.scheduler.tasks.get(self._sent.get(ws.address)), self._began.get(ws.address)
-        if ts not in ws.processing or not began or not may_move(ts.key):
+        if ts not in ws.processing or not began or tags.get(ts.key, _PINNED).get("pinned"):
             return None
         there_s = self.facts.duration_on(ts.key, str(ws.name))
         if there_s < LONG_S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ from process_cluster import ProcessCluster, runs, tagged
 from scheduler_plugins.facts import SchedulerFacts
 from scheduler_plugins.placement import ReadyQueue, ReadyTask, assign
 from scheduler_plugins.plugin import TilePlacement, report
-from scheduler_plugins.recall import Ahead, Free, Move, Recalls, choose
+from scheduler_plugins.recall import NEAR_WEIGHT, Ahead, Free, Move, Recalls, Waiting, choose
+from taskgraph.plan import TaskTag
 
 
 class Thing(SimpleNamespace):
@@ -56,6 +58,7 @@ class Simulation:
         scheduler = Thing(tasks=tasks, bandwidth=1e9, UNKNOWN_TASK_DURATION=0.5, aliases={})
         scheduler.running, scheduler.extensions = self.states, {"stealing": stealing}
         scheduler.workers = {state.address: state for state in self.states}
+        self.tags = {key: TaskTag(kind="cpu") for key in tasks}
         self.tasks, self.facts, self.queue = tasks, SchedulerFacts(scheduler), ReadyQueue()
         self.recalls = Recalls(scheduler, self.facts, clock=lambda: self.now)
         self.running: list[tuple[float, int, float, int]] = []  # end, worker, start, task
@@ -106,7 +109,7 @@ class Simulation:
             self.states[int(b.worker[2:])].processing[self.tasks[b.task.key]] = None
         self.recalls.bound(bindings, {state.name: state.address for state in self.states})
         if len(self.queue) <= len(self.alive):
-            self.recalls.ask(self.alive, lambda key: True)
+            self.recalls.ask(self.alive, self.tags, Waiting())
 
     def bound(self, workers: int, each: int) -> float:
         """Work over the sum of the actual speeds."""
@@ -152,6 +155,19 @@ def test_which_task_is_taken_back() -> None:
     ]
     assert choose(waiting, [Free("d", "cpu")], lambda key, name: 6.0) == []
     assert choose([], [Free("d", "cpu")], takes) == []
+
+
+def test_a_worker_with_tiles_of_its_own_to_come_takes_none_of_others() -> None:
+    """Nor the sources that others' tiles wait for; those of another product it may take."""
+    waiting = Waiting()
+    tile = TaskTag(kind="cpu", slot="cpu-0", product="matmul-1", tile=(0, 0, 0))
+    tags = [tile, TaskTag(**{**tile, "product": "matmul-2"}), TaskTag(kind="cpu", near="cpu-0")]
+    own = TaskTag(kind="cpu", slot="cpu-1", product="matmul-1", tile=(0, 1, 0))
+    waiting.add(own, 1)
+    assert [waiting.weight(tag, "cpu-1") for tag in tags] == [math.inf, 1.0, math.inf]
+    waiting.add(own, -1)
+    assert [waiting.weight(tag, "cpu-1") for tag in tags] == [1.0, 1.0, NEAR_WEIGHT]
+    assert not waiting.tiles, "what has come is forgotten"
 
 
 VALIDATE = {"distributed.scheduler.validate": True}
