@@ -41,6 +41,8 @@ SENT = {
     "broadcast": np.broadcast_to(RNG.random((1, 5)), (25, 5)),
     "broadcast twice": np.broadcast_to(np.asarray(2.5), (25, 5)),
     "broadcast of F": np.broadcast_to(np.asfortranarray(RNG.random((4, 1, 5))), (4, 3, 5)),
+    "a summed axis kept": np.sum(RNG.random((4, 3, 5)), axis=1, keepdims=True),
+    "stride 0, writable": np.lib.stride_tricks.as_strided(RNG.random(4), (4, 1), (8, 0)),
     "complex": RNG.random((3, 3)) + 1j,
     "dates": np.arange(0, 5).astype("datetime64[s]"),
     "bytes": np.arange(7, dtype="uint8"),

@@ -35,7 +35,8 @@ def aligned(array: Array) -> Array:
         )
     else:
         copied = array.copy("K")
-    copied.flags.writeable = array.flags.writeable
+    if not array.flags.writeable:  # not otherwise: NumPy refuses to say again of a strided view that it is writable
+        copied.flags.writeable = False
     return copied
 
 
