@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from taskgraph.chunks import numblocks, refine
-from taskgraph.expr import DType, Expr
+from taskgraph.expr import DType
 from taskgraph.machine import Device, Machine
+from taskgraph.problem import PIECE_BYTES, SHORTEST_PIECE, Problem
+from workers.kernels import SCRATCH_BYTES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -48,89 +49,6 @@ FETCH_TASKS = 4
 SCHEDULING = 0.2
 #: Places of a table of flags, up to which it is quicker than sorting (chosen: 4 MB).
 MOST_FLAGS = 2**22
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A product as the cost model sees it: sizes, how the operands lie, what cutting them costs.
-
-    a_batched, b_batched: whether the operand has blocks along the leading axes. a_at, b_at: the kind of the workers on
-    which it lies.
-    """
-
-    m: int
-    n: int
-    k: int
-    batch: int
-    dtype: DType
-    m_blocks: tuple[int, ...]
-    n_blocks: tuple[int, ...]
-    k_blocks: tuple[int, ...]
-    a_bytes: int
-    b_bytes: int
-    a_free: bool
-    b_free: bool
-    a_batched: bool
-    b_batched: bool
-    a_at: str
-    b_at: str
-    flops: int
-
-    @property
-    def itemsize(self) -> int:
-        return self.dtype.itemsize
-
-    @property
-    def result_bytes(self) -> float:
-        """Bytes of the result; leading axes may be several to a block."""
-        return self.flops / max(1, 2 * self.k) * self.itemsize
-
-
-def problem_of(node: Expr, a_at: str = "cpu", b_at: str = "cpu") -> Problem:
-    """A product's sizes and blocks, whatever its transpose flags."""
-    a, b = node.inputs
-    ta, tb = node.params["ta"], node.params["tb"]
-    am, ak = (a.chunks[-1], a.chunks[-2]) if ta else (a.chunks[-2], a.chunks[-1])
-    bk, bn = (b.chunks[-1], b.chunks[-2]) if tb else (b.chunks[-2], b.chunks[-1])
-    k = sum(ak)
-    return Problem(
-        m=node.shape[-2],
-        n=node.shape[-1],
-        k=k,
-        batch=math.prod(numblocks(node.chunks[:-2])),
-        dtype=node.dtype,
-        m_blocks=am,
-        n_blocks=bn,
-        k_blocks=_common(ak, bk, free_a=a.op.kind == "source", free_b=b.op.kind == "source"),
-        a_bytes=a.nbytes,
-        b_bytes=b.nbytes,
-        a_free=a.op.kind == "source",
-        b_free=b.op.kind == "source",
-        a_batched=math.prod(numblocks(a.chunks[:-2])) > 1,
-        b_batched=math.prod(numblocks(b.chunks[:-2])) > 1,
-        a_at=a_at,
-        b_at=b_at,
-        flops=2 * node.size * k,
-    )
-
-
-def _common(of_a: tuple[int, ...], of_b: tuple[int, ...], *, free_a: bool, free_b: bool) -> tuple[int, ...]:
-    """The blocks of k for both operands: as one lies where the other is made as it is wanted, else a cut of both."""
-    if free_a and free_b:
-        return min(of_a, of_b, key=len)
-    if of_a == of_b or free_b:
-        return of_a
-    return of_b if free_a else refine(of_a, of_b)
-
-
-def even(size: int, parts: int) -> tuple[int, ...]:
-    """A size cut in parts that differ by one at the most.
-
-    >>> even(10, 4)
-    (3, 3, 2, 2)
-    """
-    q, r = divmod(size, parts)
-    return tuple([q + 1] * r + [q] * (parts - r))
 
 
 @dataclass(frozen=True)
@@ -307,8 +225,11 @@ class Evaluation:
         self.tile = p.result_bytes / p.batch * np.outer(self.ms, self.ns) / max(1, p.m * p.n)
         self.each_tile = np.broadcast_to(self.tile[None, :, :, None], self.shape).ravel()
         self.on_cpu = ~self.is_gpu[slots.worker]
-        self.operands_a = self._needs(self.row, 1, p.a_batched, p.a_at)
-        self.operands_b = self._needs(self.column, 2, p.b_batched, p.b_at)
+        held_a, held_b = self.row * (p.a_read == 0), self.column * (p.b_read == 0)
+        self.held = held_a[:, None] + held_b
+        self.piece = self._piece(self.row, p.a_read)[:, None] + self._piece(self.column, p.b_read)
+        self.operands_a = self._needs(held_a, 1, p.a_batched, p.a_at)
+        self.operands_b = self._needs(held_b, 2, p.b_batched, p.b_at)
 
     def _needs(self, sizes: Floats, axis: int, batched: bool, lies_at: str) -> tuple[Floats, Floats]:
         """Bytes of one operand that every worker needs, and those of them that come from others."""
@@ -324,6 +245,19 @@ class Evaluation:
         size = np.tile(np.repeat(sizes / layers, layers), count // (len(sizes) * layers))[what]
         crossing = size * np.where(at_home, 1 - 1 / users[what], 1.0) if self.setting.is_cluster else 0 * size
         return _sums(who, size, workers), _sums(who, crossing, workers)
+
+    def _piece(self, sizes: Floats, rate: float) -> Floats:
+        """Bytes of the largest piece that a task has of an operand that it reads itself."""
+        if not rate:
+            return 0 * sizes
+        shortest = sizes * min(1.0, SHORTEST_PIECE / max(1, self.p.k))
+        return np.minimum(sizes / self.cut.layers, np.maximum(shortest, PIECE_BYTES))
+
+    @property
+    def _scratch(self) -> Floats:
+        """Bytes of the buffer through which a task adds up products of parts of k."""
+        on_cpu = self.on_cpu[self.cut.owner].reshape(self.shape).all(axis=(0, 3))
+        return np.where(on_cpu, np.minimum(self.tile, SCRATCH_BYTES), self.tile)
 
     @property
     def crossing(self) -> Floats:
@@ -348,14 +282,14 @@ class Evaluation:
         """Tasks for each layer of a tile, so that operands and results of each fit in their slot's room, and the bytes
         by which they still exceed it."""
         layers = self.cut.layers
-        operands, result = (self.row[:, None] + self.column) / layers, self.tile
-        room = self._least_room()
-        if bool(np.all(operands + 2 * result <= room)):
+        operands, result = self.held / layers, self.tile
+        buffers, room = self.piece + self._scratch, self._least_room()
+        if bool(np.all(operands + buffers + result <= room)):
             return 1, 0.0
         # what was added up so far, the new product, and the buffer in which its parts are made
-        chain = math.ceil(float(np.max(operands / np.maximum(room - 3 * result, room / 8))))
+        chain = math.ceil(float(np.max(operands / np.maximum(room - buffers - 2 * result, room / 8))))
         chain = min(max(1, self.p.k // layers), max(1, chain))
-        return chain, max(0.0, float(np.max(operands / chain + 3 * result - room)))
+        return chain, max(0.0, float(np.max(operands / chain + buffers + (1 + (chain > 1)) * result - room)))
 
     def _least_room(self) -> Floats:
         """For every (m, n) block, the room of the slot that has least of those that compute parts of it."""
@@ -364,7 +298,7 @@ class Evaluation:
 
     def working_bytes(self, chain: int) -> Floats:
         """Bytes of the largest task of every worker, on all of its threads at once."""
-        operands = (self.row[:, None] + self.column) / (self.cut.layers * chain)
+        operands = self.held / (self.cut.layers * chain) + self.piece
         each = np.broadcast_to((operands + self.tile)[None, :, :, None], self.shape).ravel()
         found = np.zeros(len(self.slots.units))
         np.maximum.at(found, self.worker, each)
@@ -376,14 +310,15 @@ class Evaluation:
         the buffers of one in the making. What does not fit goes to its disk, or from a GPU to its host, so that it is
         never more than the memory that it has."""
         layers, units = self.cut.layers, self.slots.units
+        # what was added up so far, the product of one of several blocks of k, and the pieces that are read for it
+        several = len(self.p.k_blocks) > layers * choice.chain or bool(self.piece.any())
+        each = (choice.chain > 1) * self.tile + several * self._scratch + self.piece
         in_work = np.zeros(len(units))
-        np.maximum.at(in_work, self.worker, self.each_tile)
-        # what was added up so far, and the product of one of several blocks of k
-        buffers = (choice.chain > 1) + (len(self.p.k_blocks) > layers * choice.chain)
+        np.maximum.at(in_work, self.worker, np.broadcast_to(each[None, :, :, None], self.shape).ravel())
         results = np.bincount(self.worker, self.each_tile, len(units)) * (1 + (layers > 1) / layers)
         held = self.operands_a[0] + self.operands_b[0] + results
         return {
-            units[w].name: int(min(held[w] + in_work[w] * buffers * units[w].threads, units[w].memory))
+            units[w].name: int(min(held[w] + in_work[w] * units[w].threads, units[w].memory))
             for w in np.flatnonzero(np.bincount(self.worker))
         }
 
@@ -399,8 +334,9 @@ class Evaluation:
         count = np.bincount(owner, minlength=len(slots))
         computing = _sums(owner, flops * slowing / slots.rates[owner], len(slots))
         computing += count * chain * self.setting.task_seconds
-        pieces = max(len(p.k_blocks), self.cut.layers * chain) / self.cut.layers
+        pieces = max(self._parts_of_k(), self.cut.layers * chain) / self.cut.layers
         computing += _sums(owner, self.each_tile * (pieces - 1) / COPY_BYTES_PER_S, len(slots)) * self.on_cpu
+        computing += _sums(owner, self._reading(), len(slots))
         fetching, copying = self._fetching()[slots.worker], self._copying()
         tiles = np.maximum(1, count * chain)
         first = np.where(self.on_cpu, fetching, (fetching + copying) / tiles)
@@ -408,6 +344,42 @@ class Evaluation:
         rest = np.maximum(fetching, copying) * (1 - 1 / tiles) + waiting
         seconds: Floats = first + np.where(self.on_cpu, computing, np.maximum(computing, rest + computing / tiles))
         return np.where(count > 0, seconds, 0.0)
+
+    def _parts_of_k(self) -> float:
+        """Products that are added up to a tile."""
+        if not self.piece.any():
+            return len(self.p.k_blocks)
+        most = max(float(self.row.max()) * (self.p.a_read > 0), float(self.column.max()) * (self.p.b_read > 0))
+        pieces = math.ceil(most / PIECE_BYTES)
+        return min(pieces, max(1, self.p.k // SHORTEST_PIECE))
+
+    def _reading(self) -> Floats:
+        """Seconds in which every part's task reads operands itself."""
+        p, found = self.p, np.zeros((len(self.ms), len(self.ns)))
+        if p.a_read:
+            found += self.row[:, None] / p.a_read
+        if p.b_read:
+            found += self.column / p.b_read
+        each: Floats = np.broadcast_to((found / self.cut.layers)[None, :, :, None], self.shape).ravel()
+        return each
+
+    def making(self, rates: Sequence[float]) -> float:
+        """Seconds until the workers in use have made those operands that a task could read itself, at these rates, and
+        does not."""
+        p, seconds = self.p, 0.0
+        for x_bytes, blocks, rate, read in (
+            (p.a_bytes, len(self.cut.m), rates[0], p.a_read),
+            (p.b_bytes, len(self.cut.n), rates[1], p.b_read),
+        ):
+            if rate and not read:
+                seconds += x_bytes / rate + blocks * len(p.k_blocks) * self.setting.task_seconds
+        return seconds / self.slots_used
+
+    def fits_at_rest(self) -> bool:
+        """Whether operands and results have room in the memory of every worker, in its share for them."""
+        results = np.bincount(self.worker, self.each_tile, len(self.slots.units))
+        there = MEMORY_SHARE * np.asarray([u.memory for u in self.slots.units])
+        return bool(np.all(self.operands_a[0] + self.operands_b[0] + results <= there))
 
     def _fetching(self) -> Floats:
         """Seconds that each worker waits for what comes from others: its own link, or those of the senders, if few."""
@@ -471,7 +443,7 @@ class Evaluation:
     def _cutting(self, chain: int) -> float:
         """Seconds to cut operands that lie otherwise; a source is made as it is wanted."""
         p, seconds = self.p, 0.0
-        for blocks, wanted, size, free in (
+        for blocks, wanted, size, free in (  # (what is read by the tiles' tasks is a source, too)
             (p.m_blocks, self.cut.m, p.a_bytes, p.a_free),
             (p.n_blocks, self.cut.n, p.b_bytes, p.b_free),
         ):

@@ -19,8 +19,9 @@ from functools import partial
 import numpy as np
 
 from taskgraph.bounds import communication_bound
-from taskgraph.cost import Choice, Cut, Evaluation, Floats, Ints, Problem, Setting, Slots, Unit, even, slots_of
+from taskgraph.cost import Choice, Cut, Evaluation, Floats, Ints, Setting, Slots, Unit, slots_of
 from taskgraph.partition import deal, rectangles
+from taskgraph.problem import Problem, even
 
 #: What a product on both classes takes beyond the model's seconds: it waits for the slowest tile of devices whose
 #: speeds err apart, and takes CPU workers from everything else (chosen: half the error that a measured rate has).

@@ -23,8 +23,10 @@ from typing import Any
 
 from taskgraph.chunks import numblocks, offsets
 from taskgraph.expr import Chunks, DType, Expr, topological
-from taskgraph.passes import Group, align, group, is_number, is_small
+from taskgraph.passes import ELEMENTWISE_PER_S, Group, align, group, is_number, is_small
 from taskgraph.plan import Plan, ProductPlan
+from taskgraph.problem import reading_rate
+from workers.kernels import SCRATCH_BYTES
 
 #: Sources that are not made but there already.
 LYING = ("placeholder", "variable", "constant", "dask", "part")
@@ -196,7 +198,9 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
     """
     a, b = node.inputs
     ta, tb = node.params["ta"], node.params["tb"]
-    left, right = _lines(jobs, a, ta), _lines(jobs, b, not tb)
+    none: Callable[[Index], list[int]] = lambda at: []
+    reads_a, reads_b = planned.streamed
+    left, right = none if reads_a else _lines(jobs, a, ta), none if reads_b else _lines(jobs, b, not tb)
     runs_a, runs_b = (_runs(x.chunks[-2 if first else -1], planned.grid.k) for x, first in ((a, ta), (b, not tb)))
     rows, strips, item = len(planned.grid.m), planned.strips, node.dtype.itemsize
     lead = tuple(range(n) for n in numblocks(node.chunks[:-2]))
@@ -222,7 +226,8 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
             before: list[int] = []
             for panel in chain:
                 operands = [n for line in line_a for n in line[runs_a[panel]]] + line_b[runs_b[panel]]
-                many = before or runs_a[panel].stop - runs_a[panel].start > 1
+                many = before or any(run[panel].stop - run[panel].start > 1 for run in (runs_a, runs_b))
+                read, piece = _read_by(node, planned, (*batch, i, j), runs_a[panel], runs_b[panel])
                 where_it_runs = _of_part(planned, first + panel)
                 job = Job(
                     jobs.label(node, (*batch, i, j), f" panel {panel}" if planned.panels > 1 else ""),
@@ -230,7 +235,8 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
                     dtype=node.dtype,
                     needs=tuple([jobs.whole(n) for n in dict.fromkeys([*before, *operands])]),
                     flops=2.0 * size * planned.grid.k[panel],
-                    scratch=size * item if many else 0,
+                    work=read * ELEMENTWISE_PER_S,
+                    scratch=_scratch(planned, first + panel, size * item, bool(before)) * bool(many) + piece,
                     **where_it_runs,
                 )
                 before = [jobs.add(job)]
@@ -267,6 +273,26 @@ def _finisher(jobs: Jobs, g: Group, product: Expr) -> Callable[[Job, Index, int]
         )
 
     return finished
+
+
+def _scratch(planned: ProductPlan, part: int, nbytes: int, is_chained: bool) -> int:
+    """Bytes of the buffer in which a task makes what it adds to its result."""
+    return nbytes if is_chained or planned.kinds[part] == "gpu" else min(nbytes, SCRATCH_BYTES)
+
+
+def _read_by(node: Expr, planned: ProductPlan, at: Index, run_a: slice, run_b: slice) -> tuple[float, int]:
+    """Seconds in which a part's task reads operands itself, and bytes of the largest pieces that it then has."""
+    seconds, held, (*batch, i, j) = 0.0, 0, at
+    flags, outer = (node.params["ta"], not node.params["tb"]), (planned.grid.m[i], planned.grid.n[j])
+    for x, inner_first, size, run, read in zip(
+        node.inputs, flags, outer, (run_a, run_b), planned.streamed, strict=True
+    ):
+        if read:
+            lead = math.prod([c[n] for c, n in zip(x.chunks[:-2], _lead(x, batch), strict=True)])
+            along_k = x.chunks[-2 if inner_first else -1][run]
+            seconds += lead * size * sum(along_k) * x.dtype.itemsize / reading_rate(x)
+            held += lead * size * max(along_k) * x.dtype.itemsize
+    return seconds, held
 
 
 def _of_part(planned: ProductPlan, part: int) -> dict[str, Any]:

@@ -286,16 +286,17 @@ def _lower_part(done: _Layers, node: Expr) -> None:
 def _lower_product(done: _Layers, g: Group, node: Expr, planned: ProductPlan) -> None:
     """The tasks of a product and its epilogue, under a name that says how it is cut, summed and finished."""
     a, b = node.inputs
-    needs = done.names[a], done.names[b]
+    operands = [None if read else done.names[x] for x, read in zip((a, b), planned.streamed, strict=True)]
+    needs = [n for n in operands if n is not None]
     sums = [planned.chains(tile) for tile in range(len(planned.slots) // planned.panels)] if planned.panels > 1 else []
-    cut: list[Any] = [sorted(set(needs)), planned.grid.k, planned.strips, sums]
+    cut: list[Any] = [sorted(set(needs)), planned.streamed, planned.grid.k, planned.strips, sums]
     epilogue = _epilogue(done, g, node) if g.behind else None
     if epilogue is None:
         name = done.name(node, *cut)
     else:  # named after the product, for Dask's pages
         own = digest(g.result.token, [n.token for n in g.nodes], sorted(epilogue.needs), *cut)
         name = done.names[g.result] = f"{node.label}-{own}"
-    for layer in product_layers(node, replace(planned, name=name), name, *needs, epilogue):
+    for layer in product_layers(node, replace(planned, name=name), name, operands[0], operands[1], epilogue):
         done.add(layer.name, layer.tasks, layer.needs, layer.tags.__getitem__)
 
 

@@ -185,8 +185,16 @@ def group(plan: Plan) -> list[Group]:
     return [
         Group(tuple(members[node]))
         for node in order
-        if head[node] is node and (node not in numbers or node in roots or not all(_takes(u) for u in users[node]))
+        if head[node] is node
+        and (node not in numbers or node in roots or not all(_takes(u) for u in users[node]))
+        and (node in roots or not _is_streamed(node, users[node], plan))
     ]
+
+
+def _is_streamed(node: Expr, users: Sequence[Expr], plan: Plan) -> bool:
+    """Whether nobody needs its blocks: those who multiply it read it themselves."""
+    sides = [s for u in users if u in plan.products for s in zip(u.inputs, plan.products[u].streamed, strict=True)]
+    return bool(sides) and all(u in plan.products for u in users) and all(s for x, s in sides if x is node)
 
 
 def is_number(node: Expr) -> bool:

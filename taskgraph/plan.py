@@ -26,21 +26,18 @@ from taskgraph.cost import (
     Choice,
     Cut,
     Evaluation,
-    Problem,
     Setting,
-    Unit,
-    even,
     is_small,
-    problem_of,
     setting_of,
     slots_of,
     unit_of,
 )
 from taskgraph.expr import DType, Expr, bind, consumers, describe, labelled, pinned, rewrite, topological, with_inputs
 from taskgraph.gram import gram_flops, is_gram, triangle
-from taskgraph.grids import solve
 from taskgraph.machine import Device, Machine
 from taskgraph.primitives import find
+from taskgraph.problem import Problem, even, piece_sizes, problem_of
+from taskgraph.reading import best_reading
 
 #: A panel may be so much longer than others, where borders of the operands' blocks then are its own (chosen: cutting
 #: costs a task a block, waiting for the longest panel a share of its time).
@@ -107,7 +104,8 @@ class ProductPlan:
     it is meant for, or None for any of its class; kinds: its class. Panels of a tile that follow each other on one slot
     go in a chain, each adding to what the one before gave; what different slots give is added up, always in the same
     order, in `strips` runs of rows of the tile, each on the worker that made one of the parts; so the result has blocks
-    of `grid.m` cut in strips.
+    of `grid.m` cut in strips. streamed: whether the tasks read the left and the right operand themselves, piece by
+    piece, each time anew; such a one has no tasks of its own, moves nowhere, and is nowhere held.
 
     mirrored: of a matrix times its own transpose, tiles below the diagonal are those above, turned, on the same slots.
 
@@ -134,6 +132,7 @@ class ProductPlan:
     bytes_bound: float
     peak_bytes: Mapping[str, int]
     mirrored: bool = False
+    streamed: tuple[bool, bool] = (False, False)
 
     def __repr__(self) -> str:
         return f"ProductPlan({self})"
@@ -287,8 +286,9 @@ def plan(roots: Sequence[Expr], machine: Machine) -> Plan:
         new = with_inputs(node, inputs)
         if node.op.kind != "product":
             return new
-        decided = choose(new, machine, *[_lies_at(i, products, machine) for i in inputs])
         often = [len(users[i]) > 1 for i in node.inputs]
+        a_at, b_at = (_lies_at(i, products, machine) for i in inputs)
+        decided = choose(new, machine, a_at, b_at, often)
         new = _cut(new, decided, often)
         products[new] = replace(decided, name=new.name)
         return new
@@ -325,10 +325,17 @@ def _lies_at(x: Expr, products: Mapping[Expr, ProductPlan], machine: Machine) ->
 # -- one product -------------------------------------------------------------------------------------------------------
 
 
-def choose(node: Expr, machine: Machine, a_at: str | None = None, b_at: str | None = None) -> ProductPlan:
-    """The cheapest choice for one product: over classes of devices, and for each over its slots and over grids.
+def choose(
+    node: Expr,
+    machine: Machine,
+    a_at: str | None = None,
+    b_at: str | None = None,
+    often: Sequence[bool] = (False, False),
+) -> ProductPlan:
+    """The cheapest choice for one product: over classes of devices, and for each over its slots and over grids; and
+    over whether operands that can be made anywhere are made once, or read by every task that needs them.
 
-    a_at, b_at: the kind of the workers on which the operands lie.
+    a_at, b_at: the kind of the workers on which the operands lie. often: whether others use them, too.
     """
     p = problem_of(node, a_at or machine.home, b_at or machine.home)
     setting = setting_of(machine)
@@ -341,13 +348,12 @@ def choose(node: Expr, machine: Machine, a_at: str | None = None, b_at: str | No
         choice = Choice(cut, slots, 0.0, seconds, 0.0, 1, 1)
     else:
         groups = [[unit_of(d, p.dtype) for d in devices] for devices in classes(node.device, machine, p.dtype)]
-        choice = solve(p, tuple(map(tuple, groups)), setting)
-        if choice.bytes_over:
-            choice = solve(p, tuple(tuple(_roomy(units)) for units in groups), setting)
-        half = triangle(p, tuple(map(tuple, groups)), setting, choice) if is_gram(node) else None
+        held = p
+        p, choice = best_reading(node, p, groups, setting, often)
+        half = triangle(held, tuple(map(tuple, groups)), setting, choice) if is_gram(node) else None
         if half is not None:
-            whole, flops = _decided(node, p, half, machine, free=False, is_pinned=is_pinned), gram_flops(node)
-            area = whole.area_seconds * flops / p.flops
+            whole, flops = _decided(node, held, half, machine, free=False, is_pinned=is_pinned), gram_flops(node)
+            area = whole.area_seconds * flops / held.flops
             # no bound is known on the bytes
             return replace(whole, flops=flops, area_seconds=area, bytes_bound=0.0, mirrored=True)
         _check_memory(node, p, choice, setting)
@@ -391,6 +397,7 @@ def _decided(node: Expr, p: Problem, c: Choice, machine: Machine, *, free: bool,
         bytes_moved=c.bytes_moved,
         bytes_bound=_bytes_bound(p, c) if machine.is_cluster else 0.0,
         peak_bytes=Evaluation(p, c.cut, c.slots, setting).peaks(c),
+        streamed=(p.a_read > 0, p.b_read > 0),
     )
 
 
@@ -418,12 +425,6 @@ def panel_sizes(p: Problem, panels: int) -> tuple[int, ...]:
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
-
-
-def _roomy(units: Sequence[Unit]) -> list[Unit]:
-    """Those with most memory for a task, of each class."""
-    most = {kind: max(u.memory / u.threads for u in units if u.kind == kind) for kind in {u.kind for u in units}}
-    return [u for u in units if u.memory / u.threads == most[u.kind]]
 
 
 def _check_memory(node: Expr, p: Problem, c: Choice, setting: Setting) -> None:
@@ -462,12 +463,17 @@ def _cut(node: Expr, planned: ProductPlan, often: Sequence[bool]) -> Expr:
     grid, flags = planned.grid, (node.params["ta"], not node.params["tb"])
     strips = tuple(s for size in grid.m for s in even(size, planned.strips))
     operands = []
-    across = len(grid.n), len(grid.m)
-    for x, outer, users, inner_first, dear in zip(node.inputs, (strips, grid.n), across, flags, often, strict=True):
+    across, reads = (len(grid.n), len(grid.m)), planned.streamed
+    for x, outer, users, inner_first, dear, read in zip(
+        node.inputs, (strips, grid.n), across, flags, often, reads, strict=True
+    ):
         lead = node.chunks[node.ndim - x.ndim : -2]
         lead = tuple((1,) if s == 1 else o for s, o in zip(x.shape[:-2], lead, strict=True))
         k = x.chunks[-2 if inner_first else -1]
-        if x.op.kind == "source":
+        if read:
+            p = replace(problem_of(node), a_read=float(reads[0]), b_read=float(reads[1]))
+            k = piece_sizes(p, grid.k, max(grid.m), max(grid.n))
+        elif x.op.kind == "source":
             k = _source_blocks(problem_of(node).k_blocks, users) if len(grid.k) == 1 else grid.k
         elif len(grid.k) > 1 and not {*itertools.accumulate(grid.k)} <= {*itertools.accumulate(k)}:
             k = refine(k, grid.k)

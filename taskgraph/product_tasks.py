@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from dask._task_spec import Task, TaskRef
 
-from taskgraph.chunks import numblocks, refine
+from taskgraph.chunks import numblocks, offsets, refine
 from taskgraph.expr import Expr, digest
 from taskgraph.plan import ProductPlan, TaskTag
+from taskgraph.program import made
 from workers.device_tile import run
-from workers.kernels import add_onto, epilogue, gemm_panel, streams, tree_add, turned
+from workers.kernels import Deferred, add_onto, epilogue, gemm_panel, streams, tree_add, turned
 
 Key = Any  # (name, i, j, ...): a tuple of strings and numbers, which Dask's own type does not admit
 
@@ -41,9 +42,15 @@ class Epilogue(NamedTuple):
 
 
 def product_layers(
-    node: Expr, planned: ProductPlan, name: str, name_a: str, name_b: str, epilogue: Epilogue | None = None
+    node: Expr,
+    planned: ProductPlan,
+    name: str,
+    name_a: str | None,
+    name_b: str | None,
+    epilogue: Epilogue | None = None,
 ) -> list[TaskLayer]:
-    """The layers of a product whose blocks are to be (name, ..., i, j), of operands with these names.
+    """The layers of a product whose blocks are to be (name, ..., i, j), of operands with these names; None: one that
+    the tasks read themselves.
 
     A tile whose panels are all meant for one worker is a chain: each task adds its panel to what the one before gave.
     Otherwise every chain gives a partial tile, as a list of row strips where there are several; each strip goes by a
@@ -83,7 +90,13 @@ class _Stage:
     """The tasks as they are made, tile by tile."""
 
     def __init__(
-        self, node: Expr, planned: ProductPlan, name: str, name_a: str, name_b: str, epilogue: Epilogue | None
+        self,
+        node: Expr,
+        planned: ProductPlan,
+        name: str,
+        name_a: str | None,
+        name_b: str | None,
+        epilogue: Epilogue | None,
     ) -> None:
         a, b = node.inputs
         ta, tb = node.params["ta"], node.params["tb"]
@@ -101,7 +114,7 @@ class _Stage:
             of_panel = partial(kernel, cuts=cuts, alike=cuts[0] == cuts[1])
             self.kernels.append((of_panel, partial(of_panel, chained=True)))
         self.parts, self.strips = (f"{node.label}-{what}-{digest(name)}" for what in ("partial", "strip"))
-        needs = {name_a, name_b}
+        needs = {n for n in (name_a, name_b) if n is not None}
         self.tasks = {n: TaskLayer(n, {}, set(), {}) for n in (self.parts, self.strips, name)}
         self.tasks[self.parts].needs.update(needs, {self.parts})
         self.tasks[self.strips].needs.add(self.parts)
@@ -177,17 +190,29 @@ def _runs(cut: tuple[int, ...], panels: tuple[int, ...]) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(at)]
 
 
-def _lines(name: str, x: Expr, inner_first: bool) -> Iterator[tuple[tuple[Any, int], list[TaskRef]]]:
+def _lines(name: str | None, x: Expr, inner_first: bool) -> Iterator[tuple[tuple[Any, int], list[Any]]]:
     """For every block row of a left operand (block column of a right one), its blocks along k: made once, used by all
     the tiles that it meets."""
     *lead, first, second = numblocks(x.chunks)
     inner, outer = (first, second) if inner_first else (second, first)
+    block = _deferred(x) if name is None else lambda index: TaskRef((name, *index))
     for at in itertools.product(*map(range, lead)):
         for o in range(outer):
-            yield (at, o), [TaskRef((name, *at, *((k, o) if inner_first else (o, k)))) for k in range(inner)]
+            yield (at, o), [block((*at, *((k, o) if inner_first else (o, k)))) for k in range(inner)]
 
 
-def _by_panel(lines: Iterator[tuple[Any, list[TaskRef]]], runs: Sequence[slice]) -> dict[Any, list[list[TaskRef]]]:
+def _deferred(x: Expr) -> Callable[[tuple[int, ...]], Deferred]:
+    """For the index of a block of a source, what a task reads it by."""
+    make, starts = made(x), [offsets(c) for c in x.chunks]
+
+    def block(index: tuple[int, ...]) -> Deferred:
+        shape = tuple([c[i] for c, i in zip(x.chunks, index, strict=True)])
+        return Deferred(make, tuple([s[i] for s, i in zip(starts, index, strict=True)]), shape, x.dtype)
+
+    return block
+
+
+def _by_panel(lines: Iterator[tuple[Any, list[Any]]], runs: Sequence[slice]) -> dict[Any, list[list[Any]]]:
     return {place: [line[run] for run in runs] for place, line in lines}
 
 

@@ -50,6 +50,23 @@ def _step(xp: Any, op: Primitive, params: dict[str, Any], inputs: list[Any]) -> 
     return op.lower(xp, *inputs, **params)
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A source as a function of the place and the shape of a block: what a task needs to make any part of it."""
+
+    op: Primitive
+    params: dict[str, Any]
+
+    def __call__(self, start: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+        assert self.op.lower is not None, self.op
+        return self.op.lower(start, shape, **self.params)
+
+
+def made(node: Expr) -> Made:
+    """The function of a source."""
+    return Made(node.op, _wire(node))
+
+
 def compile_nodes(name: str, nodes: Sequence[Expr], outputs: Sequence[Expr]) -> tuple[Program, list[Expr | Chunks]]:
     """The program of some expressions, and its arguments.
 

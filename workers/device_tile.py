@@ -143,6 +143,8 @@ def _on_gpu(kernel: Callable[..., Any], args: Any, kwargs: Any, here: backend.Ba
 
 
 def _call(kernel: Callable[..., Any], args: Any, kwargs: Any, here: backend.Backend, move: Mover) -> Any:
+    if not operand.is_streaming(kernel):
+        args, kwargs = _mapped(_read, args, here), _mapped(_read, kwargs, here)
     moved = [_mapped(move, arg, here) for arg in args]
     return kernel(here.xp, *moved, **{name: _mapped(move, arg, here) for name, arg in kwargs.items()})
 
@@ -164,7 +166,14 @@ def _as_operand(value: Any, here: backend.Backend, pieces: int) -> Any:
         return operand.Operand(value, here, pieces)
     if isinstance(value, np.ndarray | np.generic):
         return operand.Operand(np.asarray(value), here, pieces)
+    if isinstance(value, operand.Deferred):
+        return operand.Operand(value, here, pieces)
     return value
+
+
+def _read(value: Any, here: backend.Backend) -> Any:
+    """For a kernel that takes arrays: the array of a Deferred."""
+    return value.read() if isinstance(value, operand.Deferred) else value
 
 
 def _to_host_here(value: Any, here: backend.Backend) -> Any:

@@ -2,19 +2,67 @@
 
 A kernel that takes its operands so says it with `@streams`; on a GPU it then gets an `Operand` for every array. On the
 host it gets arrays, as every other kernel does everywhere.
+
+What is not there at all before it is wanted is a `Deferred`: a rectangle of a file or of random numbers, which the task
+that multiplies it reads, and forgets.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
+from workers.aligned import aligned
 from workers.backend import Backend, Upload
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """A rectangle of an array that a kernel reads, or makes, when it wants it: nothing but numbers travels before.
+
+    make: `make(start, shape)` gives any rectangle of the array, NumPy's.
+
+    >>> x = Deferred(lambda start, shape: np.arange(10)[start[0] : start[0] + shape[0]], (2,), (6,), np.dtype(int))
+    >>> x[1:4], x[1:4].read()
+    (Deferred(shape=(3,), dtype=int64), array([3, 4, 5]))
+    """
+
+    make: Callable[[tuple[int, ...], tuple[int, ...]], np.ndarray[Any, Any]]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, index: Any) -> Deferred:
+        """A smaller rectangle, of which alone is read; slices of step 1 and an ellipsis say which."""
+        items = list(index) if isinstance(index, tuple) else [index]
+        missing = [slice(None)] * (self.ndim - sum(item is not Ellipsis for item in items))
+        at = items.index(Ellipsis) if Ellipsis in items else len(items)
+        items[at : at + 1] = missing
+        ranges = [range(size)[item] for item, size in zip(items, self.shape, strict=True)]
+        start = tuple(s + r.start for s, r in zip(self.start, ranges, strict=True))
+        return Deferred(self.make, start, tuple(map(len, ranges)), self.dtype)
+
+    def read(self) -> np.ndarray[Any, Any]:
+        """The array, in host memory, that nobody else has; of what BLAS takes as it lies."""
+        return aligned(np.asarray(self.make(self.start, self.shape)))
+
+    def __repr__(self) -> str:
+        return f"Deferred(shape={self.shape}, dtype={self.dtype})"
 
 
 class Operand:
@@ -60,6 +108,8 @@ class Operand:
 
     def begin(self) -> Upload:
         """Start to bring it to the device; what is given back waits for it."""
+        if isinstance(self._view, Deferred):
+            return self.here.begin_upload(self._view.read())
         if self.here.owns(self._view):
             view = self._view
             return lambda: view
@@ -104,6 +154,7 @@ def in_turn(lefts: Sequence[Any], rights: Sequence[Any]) -> Iterator[tuple[Any, 
     """The pairs as arrays on the device. While the caller works with one, the next is on its way, and no other: no more
     than two pairs are on the device if the caller forgets each before it asks for the next. Arrays pass as they are."""
     begun: deque[tuple[Upload, Upload]] = deque()
+    # On the host a Deferred is read when its turn comes, so that it is alone in memory.
     try:
         for left, right in zip(lefts, rights, strict=True):
             begun.append((_begin(left), _begin(right)))
@@ -114,11 +165,19 @@ def in_turn(lefts: Sequence[Any], rights: Sequence[Any]) -> Iterator[tuple[Any, 
     finally:
         # Memory that an upload still writes must not go back to the pool: this thread's work waits for the upload.
         for pair in begun:
-            _arrived(pair)
+            for upload in pair:
+                if not _is_reading(upload):
+                    upload()
 
 
 def _begin(tile: Any) -> Upload:
+    if isinstance(tile, Deferred):
+        return tile.read
     return tile.begin() if isinstance(tile, Operand) else lambda: tile
+
+
+def _is_reading(upload: Upload) -> bool:
+    return isinstance(getattr(upload, "__self__", None), Deferred)
 
 
 def _arrived(pair: tuple[Upload, Upload]) -> tuple[Any, Any]:

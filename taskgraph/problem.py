@@ -1,0 +1,135 @@
+"""Products as the cost model sees them, and the operands among them that a task can read itself.
+
+Design note. A source (a file, random numbers) can be made anywhere, any part of it: once, by tasks whose results are
+moved to those who need them and lie in memory meanwhile; or by every task that needs it, a piece of k at a time, each
+piece multiplied and forgotten. The second is *streaming*. It reads a block once for every tile that meets it, and holds
+and moves nothing; so it wins where memory or links are scarce, and where few tiles meet a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from taskgraph.chunks import numblocks, refine
+from taskgraph.expr import DType, Expr
+
+#: Bytes per second at which one core makes a part of a source (measured: files in the system's cache 1.5 to 3 GB/s with
+#: the chunks that a part cuts, normal numbers of float32 0.4 to 0.6, filling memory 4). Only these sources are read by
+#: the tasks that multiply them.
+READ_BYTES_PER_S = {"read": 1.5e9, "random": 0.5e9, "full": 4e9, "eye": 4e9}
+#: What a task reads of an operand at a time: so many bytes at the most, unless that is less than so long a piece of k
+#: (chosen: some percent of the smallest worker's memory; every piece is a pass over the tile: see HALF_RATE_SIDE).
+PIECE_BYTES, SHORTEST_PIECE = 64 * 10**6, 512
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A product as the cost model sees it: sizes, how the operands lie, what cutting them costs.
+
+    a_batched, b_batched: whether the operand has blocks along the leading axes. a_at, b_at: the kind of the workers on
+    which it lies. a_read, b_read: bytes per second at which the tasks of the tiles read it themselves, piece by piece;
+    0 where they do not.
+    """
+
+    m: int
+    n: int
+    k: int
+    batch: int
+    dtype: DType
+    m_blocks: tuple[int, ...]
+    n_blocks: tuple[int, ...]
+    k_blocks: tuple[int, ...]
+    a_bytes: int
+    b_bytes: int
+    a_free: bool
+    b_free: bool
+    a_batched: bool
+    b_batched: bool
+    a_at: str
+    b_at: str
+    flops: int
+    a_read: float = 0.0
+    b_read: float = 0.0
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def result_bytes(self) -> float:
+        """Bytes of the result; leading axes may be several to a block."""
+        return self.flops / max(1, 2 * self.k) * self.itemsize
+
+
+def reading_rate(x: Expr) -> float:
+    """Bytes per second at which a task makes any part of it; 0 for what is not made from its position alone."""
+    return READ_BYTES_PER_S.get(x.op.name, 0.0) if x.op.kind == "source" and x.device is None else 0.0
+
+
+def piece_sizes(p: Problem, panels: Sequence[int], tallest: int, widest: int) -> tuple[int, ...]:
+    """The pieces in which a tile's task reads its operands along k, of the panels' borders: along blocks of what they
+    are read from, or of what they are multiplied by, where those are short enough."""
+    rows = p.a_bytes / (p.batch if p.a_batched else 1) * tallest / max(1, p.m * p.k) * (p.a_read > 0)
+    columns = p.b_bytes / (p.batch if p.b_batched else 1) * widest / max(1, p.n * p.k) * (p.b_read > 0)
+    most = max(int(PIECE_BYTES / max(rows, columns, 1.0)), SHORTEST_PIECE)
+    found: list[int] = []
+    ends = set(np.cumsum(panels).tolist())
+    at = 0
+    for block in refine(p.k_blocks, panels):
+        if found and found[-1] + block <= most and at not in ends:
+            found[-1] += block
+        else:
+            found += even(block, max(1, -(-block // most)))
+        at += block
+    return tuple(found)
+
+
+def problem_of(node: Expr, a_at: str = "cpu", b_at: str = "cpu") -> Problem:
+    """A product's sizes and blocks, whatever its transpose flags."""
+    a, b = node.inputs
+    ta, tb = node.params["ta"], node.params["tb"]
+    am, ak = (a.chunks[-1], a.chunks[-2]) if ta else (a.chunks[-2], a.chunks[-1])
+    bk, bn = (b.chunks[-1], b.chunks[-2]) if tb else (b.chunks[-2], b.chunks[-1])
+    k = sum(ak)
+    return Problem(
+        m=node.shape[-2],
+        n=node.shape[-1],
+        k=k,
+        batch=math.prod(numblocks(node.chunks[:-2])),
+        dtype=node.dtype,
+        m_blocks=am,
+        n_blocks=bn,
+        k_blocks=_common(ak, bk, free_a=a.op.kind == "source", free_b=b.op.kind == "source"),
+        a_bytes=a.nbytes,
+        b_bytes=b.nbytes,
+        a_free=a.op.kind == "source",
+        b_free=b.op.kind == "source",
+        a_batched=math.prod(numblocks(a.chunks[:-2])) > 1,
+        b_batched=math.prod(numblocks(b.chunks[:-2])) > 1,
+        a_at=a_at,
+        b_at=b_at,
+        flops=2 * node.size * k,
+    )
+
+
+def _common(of_a: tuple[int, ...], of_b: tuple[int, ...], *, free_a: bool, free_b: bool) -> tuple[int, ...]:
+    """The blocks of k for both operands: as one lies where the other is made as it is wanted, else a cut of both."""
+    if free_a and free_b:
+        return min(of_a, of_b, key=len)
+    if of_a == of_b or free_b:
+        return of_a
+    return of_b if free_a else refine(of_a, of_b)
+
+
+def even(size: int, parts: int) -> tuple[int, ...]:
+    """A size cut in parts that differ by one at the most.
+
+    >>> even(10, 4)
+    (3, 3, 2, 2)
+    """
+    q, r = divmod(size, parts)
+    return tuple([q + 1] * r + [q] * (parts - r))

@@ -1,0 +1,40 @@
+"""Which operands of a product its tasks read themselves: each way is solved, the cheapest that fits is taken."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from taskgraph.cost import Choice, Evaluation, Setting, Unit
+from taskgraph.expr import Expr
+from taskgraph.grids import solve
+from taskgraph.problem import Problem, reading_rate
+
+
+def best_reading(
+    node: Expr, p: Problem, groups: Sequence[Sequence[Unit]], setting: Setting, often: Sequence[bool]
+) -> tuple[Problem, Choice]:
+    """The problem with the operands that tasks are to read themselves, and its cheapest cut. Sources that are made once
+    must fit into the memory of those who need them, beside the results."""
+    # random numbers that others need, too, are made once: see plan.relayout
+    rates = [0.0 if o and x.op.name == "random" else reading_rate(x) for x, o in zip(node.inputs, often, strict=True)]
+    to_make = [0.0 if o else rate for rate, o in zip(rates, often, strict=True)]
+    found = []
+    for a_read, b_read in itertools.product(*[dict.fromkeys((0.0, rate)) for rate in rates]):
+        q = replace(p, a_read=a_read, b_read=b_read)
+        choice = solve(q, tuple(map(tuple, groups)), setting)
+        if choice.bytes_over:
+            choice = solve(q, tuple(tuple(_roomy(units)) for units in groups), setting)
+        seen = Evaluation(q, choice.cut, choice.slots, setting)
+        crowds = [a_read, b_read] != rates and not seen.fits_at_rest()
+        seconds = choice.seconds + seen.making(to_make)
+        found.append(((choice.bytes_over, crowds, seconds), q, choice))
+    _, q, choice = min(found, key=lambda f: f[0])
+    return q, choice
+
+
+def _roomy(units: Sequence[Unit]) -> list[Unit]:
+    """Those with most memory for a task, of each class."""
+    most = {kind: max(u.memory / u.threads for u in units if u.kind == kind) for kind in {u.kind for u in units}}
+    return [u for u in units if u.memory / u.threads == most[u.kind]]
