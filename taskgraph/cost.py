@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from taskgraph.expr import DType
 from taskgraph.machine import Device, Machine
-from taskgraph.problem import PIECE_BYTES, SHORTEST_PIECE, Problem
+from taskgraph.problem import Problem
 from workers.kernels import SCRATCH_BYTES
 
 Floats = NDArray[np.float64]
@@ -250,8 +250,8 @@ class Evaluation:
         """Bytes of the largest piece that a task has of an operand that it reads itself."""
         if not rate:
             return 0 * sizes
-        shortest = sizes * min(1.0, SHORTEST_PIECE / max(1, self.p.k))
-        return np.minimum(sizes / self.cut.layers, np.maximum(shortest, PIECE_BYTES))
+        shortest = sizes * min(1.0, self.p.shortest_piece / max(1, self.p.k))
+        return np.minimum(sizes / self.cut.layers, np.maximum(shortest, self.p.piece_bytes))
 
     @property
     def _scratch(self) -> Floats:
@@ -350,8 +350,8 @@ class Evaluation:
         if not self.piece.any():
             return len(self.p.k_blocks)
         most = max(float(self.row.max()) * (self.p.a_read > 0), float(self.column.max()) * (self.p.b_read > 0))
-        pieces = math.ceil(most / PIECE_BYTES)
-        return min(pieces, max(1, self.p.k // SHORTEST_PIECE))
+        pieces = math.ceil(most / self.p.piece_bytes)
+        return min(pieces, max(1, self.p.k // self.p.shortest_piece))
 
     def _reading(self) -> Floats:
         """Seconds in which every part's task reads operands itself."""

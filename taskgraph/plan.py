@@ -104,8 +104,8 @@ class ProductPlan:
     it is meant for, or None for any of its class; kinds: its class. Panels of a tile that follow each other on one slot
     go in a chain, each adding to what the one before gave; what different slots give is added up, always in the same
     order, in `strips` runs of rows of the tile, each on the worker that made one of the parts; so the result has blocks
-    of `grid.m` cut in strips. streamed: whether the tasks read the left and the right operand themselves, piece by
-    piece, each time anew; such a one has no tasks of its own, moves nowhere, and is nowhere held.
+    of `grid.m` cut in strips. streamed: whether the tasks read the left and the right operand themselves, in `pieces`
+    of k, each time anew; such a one has no tasks of its own, moves nowhere, and is nowhere held.
 
     mirrored: of a matrix times its own transpose, tiles below the diagonal are those above, turned, on the same slots.
 
@@ -133,6 +133,7 @@ class ProductPlan:
     peak_bytes: Mapping[str, int]
     mirrored: bool = False
     streamed: tuple[bool, bool] = (False, False)
+    pieces: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"ProductPlan({self})"
@@ -379,6 +380,7 @@ def _decided(node: Expr, p: Problem, c: Choice, machine: Machine, *, free: bool,
     owner = np.repeat(c.cut.owner, c.chain)
     names, kinds = c.slots.names, c.slots.kinds
     able = classes(node.device, machine, p.dtype)[-1]
+    panels = panel_sizes(p, c.cut.layers * c.chain)
     return ProductPlan(
         name=node.name,
         m=p.m,
@@ -386,7 +388,7 @@ def _decided(node: Expr, p: Problem, c: Choice, machine: Machine, *, free: bool,
         k=p.k,
         dtype=p.dtype,
         batch=p.batch,
-        grid=TileGrid(tuple(c.cut.m), tuple(c.cut.n), panel_sizes(p, c.cut.layers * c.chain)),
+        grid=TileGrid(tuple(c.cut.m), tuple(c.cut.n), panels),
         strips=c.strips,
         slots=tuple(None if free else names[o] for o in owner),
         kinds=tuple(kinds[o] for o in owner),
@@ -398,6 +400,7 @@ def _decided(node: Expr, p: Problem, c: Choice, machine: Machine, *, free: bool,
         bytes_bound=_bytes_bound(p, c) if machine.is_cluster else 0.0,
         peak_bytes=Evaluation(p, c.cut, c.slots, setting).peaks(c),
         streamed=(p.a_read > 0, p.b_read > 0),
+        pieces=piece_sizes(p, panels, max(c.cut.m), max(c.cut.n)) if p.a_read or p.b_read else (),
     )
 
 
@@ -463,16 +466,15 @@ def _cut(node: Expr, planned: ProductPlan, often: Sequence[bool]) -> Expr:
     grid, flags = planned.grid, (node.params["ta"], not node.params["tb"])
     strips = tuple(s for size in grid.m for s in even(size, planned.strips))
     operands = []
-    across, reads = (len(grid.n), len(grid.m)), planned.streamed
+    across = len(grid.n), len(grid.m)
     for x, outer, users, inner_first, dear, read in zip(
-        node.inputs, (strips, grid.n), across, flags, often, reads, strict=True
+        node.inputs, (strips, grid.n), across, flags, often, planned.streamed, strict=True
     ):
         lead = node.chunks[node.ndim - x.ndim : -2]
         lead = tuple((1,) if s == 1 else o for s, o in zip(x.shape[:-2], lead, strict=True))
         k = x.chunks[-2 if inner_first else -1]
         if read:
-            p = replace(problem_of(node), a_read=float(reads[0]), b_read=float(reads[1]))
-            k = piece_sizes(p, grid.k, max(grid.m), max(grid.n))
+            k = planned.pieces
         elif x.op.kind == "source":
             k = _source_blocks(problem_of(node).k_blocks, users) if len(grid.k) == 1 else grid.k
         elif len(grid.k) > 1 and not {*itertools.accumulate(grid.k)} <= {*itertools.accumulate(k)}:

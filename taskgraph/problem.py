@@ -22,8 +22,11 @@ from taskgraph.expr import DType, Expr
 #: the tasks that multiply them.
 READ_BYTES_PER_S = {"read": 1.5e9, "random": 0.5e9, "full": 4e9, "eye": 4e9}
 #: What a task reads of an operand at a time: so many bytes at the most, unless that is less than so long a piece of k
-#: (chosen: some percent of the smallest worker's memory; every piece is a pass over the tile: see HALF_RATE_SIDE).
+#: (chosen: every piece is a pass over the tile, which costs a tenth of multiplying 512).
 PIECE_BYTES, SHORTEST_PIECE = 64 * 10**6, 512
+#: Where memory is scarce: a share of a task's room, and pieces that much shorter, down to these (chosen: two of them
+#: and what they are read through leave most of the room to the tile).
+PIECE_SHARE, THINNEST_PIECE = 1 / 8, 64
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Problem:
 
     a_batched, b_batched: whether the operand has blocks along the leading axes. a_at, b_at: the kind of the workers on
     which it lies. a_read, b_read: bytes per second at which the tasks of the tiles read it themselves, piece by piece;
-    0 where they do not.
+    0 where they do not. piece_bytes: of one piece, at the most.
     """
 
     m: int
@@ -54,6 +57,12 @@ class Problem:
     flops: int
     a_read: float = 0.0
     b_read: float = 0.0
+    piece_bytes: int = PIECE_BYTES
+
+    @property
+    def shortest_piece(self) -> int:
+        """Of k, whatever its bytes."""
+        return max(THINNEST_PIECE, SHORTEST_PIECE * self.piece_bytes // PIECE_BYTES)
 
     @property
     def itemsize(self) -> int:
@@ -75,7 +84,7 @@ def piece_sizes(p: Problem, panels: Sequence[int], tallest: int, widest: int) ->
     are read from, or of what they are multiplied by, where those are short enough."""
     rows = p.a_bytes / (p.batch if p.a_batched else 1) * tallest / max(1, p.m * p.k) * (p.a_read > 0)
     columns = p.b_bytes / (p.batch if p.b_batched else 1) * widest / max(1, p.n * p.k) * (p.b_read > 0)
-    most = max(int(PIECE_BYTES / max(rows, columns, 1.0)), SHORTEST_PIECE)
+    most = max(int(p.piece_bytes / max(rows, columns, 1.0)), p.shortest_piece)
     found: list[int] = []
     ends = set(np.cumsum(panels).tolist())
     at = 0

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from taskgraph.cost import Choice, Evaluation, Setting, Unit
+from taskgraph.cost import MEMORY_SHARE, Choice, Evaluation, Setting, Unit
 from taskgraph.expr import Expr
 from taskgraph.grids import solve
-from taskgraph.problem import Problem, reading_rate
+from taskgraph.problem import PIECE_BYTES, PIECE_SHARE, Problem, reading_rate
 
 
 def best_reading(
@@ -20,9 +20,11 @@ def best_reading(
     # random numbers that others need, too, are made once: see plan.relayout
     rates = [0.0 if o and x.op.name == "random" else reading_rate(x) for x, o in zip(node.inputs, often, strict=True)]
     to_make = [0.0 if o else rate for rate, o in zip(rates, often, strict=True)]
+    room = max(MEMORY_SHARE * u.memory / u.threads for units in groups for u in units)
+    piece = min(PIECE_BYTES, max(1, int(PIECE_SHARE * room)))
     found = []
     for a_read, b_read in itertools.product(*[dict.fromkeys((0.0, rate)) for rate in rates]):
-        q = replace(p, a_read=a_read, b_read=b_read)
+        q = replace(p, a_read=a_read, b_read=b_read, piece_bytes=piece)
         choice = solve(q, tuple(map(tuple, groups)), setting)
         if choice.bytes_over:
             choice = solve(q, tuple(tuple(_roomy(units)) for units in groups), setting)

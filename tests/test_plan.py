@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import taskgraph as tg
 from taskgraph.bounds import communication_bound
-from taskgraph.cost import COPY_BYTES_PER_S, MEMORY_SHARE, even
+from taskgraph.cost import COPY_BYTES_PER_S, MEMORY_SHARE
 from taskgraph.execute import assemble
 from taskgraph.expr import Expr
 from taskgraph.lower import lower
@@ -25,6 +25,7 @@ from taskgraph.machine import from_workers
 from taskgraph.partition import deal
 from taskgraph.plan import TAG, Plan, ProductPlan
 from taskgraph.plan import plan as plan_roots
+from taskgraph.problem import even
 
 GPU_GFLOPS = 9000.0
 
