@@ -20,7 +20,8 @@ the places they have. The rules:
    throw away the locality that the plan has paid for.
 5. *No slot.* A task goes where it can start first: the wait for a thread plus the time to move what is
    missing of its dependencies; then to whoever misses fewest bytes, then by name.
-6. *Places.* See `places`.
+6. *Places.* See `places`. A long source is not sent ahead: it has nothing to fetch, and would run before what takes
+   the result of the one before it (writes it to a file, say), which then lies in memory all the while.
 7. *Memory.* Sources (tasks without dependencies, which can only add to memory) are not bound to a worker
    that holds more than `MEMORY_FRACTION` of its limit; if nothing of ours is in flight at all, one of them
    is let through, since then nothing else could ever free memory.
@@ -50,6 +51,9 @@ MEMORY_FRACTION = 0.6
 #: From a task's end to the next one's arrival, if none is prefetched. Derived: messages wait up to 2 ms in
 #: the worker and 5 ms in the scheduler, and each end adds its own work.
 ROUND_TRIP_S = 0.01
+
+#: From so many seconds on a source waits for a free thread (derived: a round trip is then 5% of it).
+LONG_S = 20 * ROUND_TRIP_S
 
 #: Tasks in flight beyond the running ones, for each thread, at most. Measured with empty tasks on two one-thread
 #: workers, 2 cores, us a task: 930 with 3, 710 with 7, 530 with 15, 420 with 31, where plain Dask queues them at
@@ -295,10 +299,10 @@ class _Round:
 
     def fits(self, name: str, task: ReadyTask, duration_s: float) -> bool:
         """Rules 6 and 7. A short task behind a long one counts as long: prefetching would only delay it."""
-        view = self.workers[name]
-        if task.source and not view.room:
+        view, duration_s = self.workers[name], max(duration_s, self.slowest[name])
+        if task.source and (not view.room or (duration_s >= LONG_S and self.load[name] >= view.nthreads)):
             return False
-        return self.load[name] < places(view.nthreads, max(duration_s, self.slowest[name]))
+        return self.load[name] < places(view.nthreads, duration_s)
 
     def choose(self, task: ReadyTask, pool: Sequence[str]) -> str | None:
         """Rule 5 among those of the pool that have a place."""

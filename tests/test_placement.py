@@ -88,6 +88,14 @@ def test_places_hide_a_round_trip_and_no_more(nthreads: int, duration: float, ex
     assert places(nthreads, duration) == expected
 
 
+def test_a_long_source_is_not_sent_ahead() -> None:
+    """What it makes would lie in memory beside the result before, which is written meanwhile."""
+    tasks = [tile("a", 0, source=True), tile("write", 1), tile("b", 2, source=True)]
+    assert place(tasks, [gpu(0, in_flight=1)]) == {"write": "gpu-0"}
+    assert place(tasks[::2], [gpu(0)]) == {"a": "gpu-0"}
+    assert place(tasks[::2], [gpu(0)], facts=Table(default_s=0.01)) == {"a": "gpu-0", "b": "gpu-0"}
+
+
 @pytest.mark.parametrize(
     ("kind", "alive", "expected"),
     [
