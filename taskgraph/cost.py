@@ -36,6 +36,9 @@ COPY_BYTES_PER_S = 4e9
 RATE_ERROR = 0.05
 #: Share of a device's memory for operands and results of its tiles: the rest holds what comes next and what goes.
 MEMORY_SHARE = 0.5
+#: Room beside the result of a task that reads its operands, in results: it is likely written to a file (measured: Zarr
+#: makes two copies of a block, of which one may take the room of what else is there).
+COPIES_OF_WRITING = 1.5
 #: A product whose shortest side is so long runs at half the rate; at s it runs at s / (s + half). Measured on one core
 #: with float32: sides of 16, 32, 64, 128 beside 1024 give 0.69, 0.83, 0.93, 0.97. For GPUs chosen: full from about 4096
 #: on, where the profile is measured.
@@ -284,12 +287,14 @@ class Evaluation:
         layers = self.cut.layers
         operands, result = self.held / layers, self.tile
         buffers, room = self.piece + self._scratch, self._least_room()
-        if bool(np.all(operands + buffers + result <= room)):
+        # who takes the result needs room for it, too
+        alone = result + np.maximum(buffers, result * (COPIES_OF_WRITING if self.piece.any() else 1))
+        if bool(np.all(operands + alone <= room)):
             return 1, 0.0
         # what was added up so far, the new product, and the buffer in which its parts are made
         chain = math.ceil(float(np.max(operands / np.maximum(room - buffers - 2 * result, room / 8))))
         chain = min(max(1, self.p.k // layers), max(1, chain))
-        return chain, max(0.0, float(np.max(operands / chain + buffers + (1 + (chain > 1)) * result - room)))
+        return chain, max(0.0, float(np.max(operands / chain + (alone if chain == 1 else buffers + 2 * result) - room)))
 
     def _least_room(self) -> Floats:
         """For every (m, n) block, the room of the slot that has least of those that compute parts of it."""

@@ -21,7 +21,7 @@ import numpy as np
 from taskgraph.bounds import communication_bound
 from taskgraph.cost import Choice, Cut, Evaluation, Floats, Ints, Setting, Slots, Unit, slots_of
 from taskgraph.partition import deal, rectangles
-from taskgraph.problem import Problem, even
+from taskgraph.problem import Problem, even, level
 
 #: What a product on both classes takes beyond the model's seconds: it waits for the slowest tile of devices whose
 #: speeds err apart, and takes CPU workers from everything else (chosen: half the error that a measured rate has).
@@ -148,7 +148,7 @@ def cuts(p: Problem, slots: Slots) -> Iterator[tuple[tuple[int, ...], tuple[int,
         shapes.update(dict.fromkeys(_layered(p, count, 3)))
     shapes.update(dict.fromkeys(_that_fit(p, slots)))
     for gm, gn, layers in shapes:
-        yield even(p.m, gm), even(p.n, gn), layers
+        yield level(p.m, gm), level(p.n, gn), layers
 
 
 def _flat(p: Problem, tiles: int, most: int) -> list[tuple[int, int, int]]:

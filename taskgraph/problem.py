@@ -74,6 +74,18 @@ class Problem:
         return self.flops / max(1, 2 * self.k) * self.itemsize
 
 
+def level(size: int, parts: int) -> tuple[int, ...]:
+    """A size cut in parts of one width but for the last, which is hardly less, as files and Dask have their blocks: no
+    block of a result is then cut again to be written. Where it would be much less, as `even`.
+
+    >>> level(39, 4), level(9, 4)
+    ((10, 10, 10, 9), (3, 2, 2, 2))
+    """
+    width = -(-size // parts)
+    rest = size - width * (parts - 1)
+    return (width,) * (parts - 1) + (rest,) if rest >= 0.9 * width else even(size, parts)
+
+
 def reading_rate(x: Expr) -> float:
     """Bytes per second at which a task makes any part of it; 0 for what is not made from its position alone."""
     return READ_BYTES_PER_S.get(x.op.name, 0.0) if x.op.kind == "source" and x.device is None else 0.0
