@@ -271,7 +271,8 @@ def _counts(gpus: int, cpus: int, other: int, cpu_side: float, least: int) -> li
     """Blocks along the axis that is not divided, and along the other one for the GPUs and for the CPUs: as many tiles
     as slots, or some times so many, those of the CPUs near-square; at least so many for memory's sake."""
     seen: set[tuple[int, int, int]] = set()
-    for tiles in (cpus, 2 * cpus):
+    small = math.ceil(math.sqrt(least)) ** 2  # a number with divisors
+    for tiles in sorted({cpus, 2 * cpus, max(cpus, small)}):
         square = math.sqrt(tiles * other / max(1.0, cpu_side))
         common = sorted((d for d in _divisors(tiles) if d <= other), key=lambda d: abs(math.log(d / square)))[:2]
         for c in common:
