@@ -17,10 +17,10 @@ import numpy as np
 from taskgraph.chunks import numblocks, refine
 from taskgraph.expr import DType, Expr
 
-#: Bytes per second at which one core makes a part of a source (measured: files in the system's cache 1.5 to 3 GB/s with
-#: the chunks that a part cuts, normal numbers of float32 0.4 to 0.6, filling memory 4). Only these sources are read by
-#: the tasks that multiply them.
-READ_BYTES_PER_S = {"read": 1.5e9, "random": 0.5e9, "full": 4e9, "eye": 4e9}
+#: Bytes per second at which one core makes a part of a source (measured: Zarr arrays in the system's cache 1.5 to 2.9
+#: GB/s with the chunks that a part cuts, normal numbers of float32 0.13 to 0.25, filling memory 4). Only these sources
+#: are read by the tasks that multiply them.
+READ_BYTES_PER_S = {"read": 1.5e9, "random": 0.2e9, "full": 4e9, "eye": 4e9}
 #: What a task reads of an operand at a time: so many bytes at the most, unless that is less than so long a piece of k
 #: (chosen: every piece is a pass over the tile, which costs a tenth of multiplying 512).
 PIECE_BYTES, SHORTEST_PIECE = 64 * 10**6, 512

@@ -131,7 +131,7 @@ def test_what_fits_is_made_once_and_what_does_not_is_read() -> None:
     assert small.streamed == (True, True)
     assert small.bytes_moved == 0
     assert small.panels == 1
-    assert small.seconds < 1.2 * small.area_seconds
+    assert small.seconds < 1.4 * small.area_seconds  # random numbers are made for every tile
     assert max(small.peak_bytes.values()) <= 10**9
     large = only(plan(product, machine(cpus=[(90.0, 1)] * 64, memory=2**36, is_cluster=True)))
     assert False in large.streamed  # made by 64, else by each again
