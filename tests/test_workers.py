@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import sys
@@ -14,13 +15,13 @@ import msgpack
 import numpy as np
 import pytest
 from dask.sizeof import sizeof
-from distributed import Scheduler, Worker
+from distributed import Scheduler, Status, Worker
 
 from workers import backend, memory
 from workers import profile as profile_module
 from workers.device_tile import DeviceTile, run, to_host
 from workers.kernels import gemm_panel, tree_add
-from workers.plugin import PROFILE, DeviceSetup, dask_setup, detect_kind, parse_cpulist, stay_near_gpu
+from workers.plugin import PROFILE, DeviceSetup, QuietHeartbeat, dask_setup, detect_kind, parse_cpulist, stay_near_gpu
 
 DTYPES = ["bool", "int32", "uint8", "float32", "float64", "complex64", "complex128"]
 #: left and right tile shapes before transposition, for the k steps of a panel
@@ -504,3 +505,14 @@ def test_a_kernel_gets_aligned_arrays_so_that_bits_do_not_depend_on_the_network(
     right = np.random.default_rng(1).normal(size=(25, 3))
     product = lambda xp, a, b: xp.matmul(a.T, b)
     assert run(product, received, right).tobytes() == run(product, values, right).tobytes()
+
+
+@pytest.mark.parametrize(("status", "shown"), [("running", True), ("closing", False), ("closed", False)])
+def test_a_heartbeat_that_a_closing_worker_cut_off_is_no_error(status, shown):
+    worker = type("Worker", (), {"status": Status[status]})()
+    quiet = QuietHeartbeat(worker)
+    record = logging.LogRecord("distributed.worker", logging.ERROR, "", 0, "", (), None)
+    record.msg = "Failed to communicate with scheduler during heartbeat."
+    assert quiet.filter(record) is shown
+    record.msg = "Unexpected exception during heartbeat. Closing worker."
+    assert quiet.filter(record)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
 import click
 import threadpoolctl
 from dask.utils import parse_bytes
-from distributed import Worker
+from distributed import Status, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
@@ -103,6 +104,7 @@ class DeviceSetup(WorkerPlugin):
         counters.reset()  # of what the measurement did
         self._book = book
         worker.startup_information[PROFILE] = lambda _worker: measured
+        logging.getLogger("distributed.worker").addFilter(QuietHeartbeat(worker))
         worker.metrics[PROFILE] = lambda _worker: counters.counts() | {"cache_bytes": here.cache.held_bytes}
 
     def teardown(self, worker: Worker) -> None:
@@ -136,6 +138,25 @@ def emulated_cache_bytes(host_bytes: int, device_bytes: int | None) -> int:
     """
     of_host = int(EMULATED_SHARE * host_bytes)
     return of_host if device_bytes is None else min(of_host, int(SHARE * device_bytes))
+
+
+class QuietHeartbeat(logging.Filter):
+    """Drops the traceback of a heartbeat that was under way while its worker closed.
+
+    A worker that closes takes the connection away from its own heartbeat, which then reports an error: on a busy
+    machine that is the last thing that a script shows which did all its work.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = weakref.ref(worker)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is logged."""
+        if record.msg != "Failed to communicate with scheduler during heartbeat.":
+            return True
+        worker = self._worker()
+        return worker is not None and worker.status in (Status.running, Status.paused)
 
 
 def detect_kind() -> str:
