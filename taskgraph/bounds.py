@@ -39,33 +39,56 @@ def communication_bound(m: int, n: int, k: int, itemsize: int, workers: int, mem
 
 
 def bound_of_shares(
-    m: int, n: int, k: int, itemsize: int, shares: Sequence[float], memory_bytes: float = math.inf
+    m: int,
+    n: int,
+    k: int,
+    itemsize: int,
+    shares: Sequence[float],
+    memory_bytes: float = math.inf,
+    free: tuple[bool, bool] = (False, False),
 ) -> float:
-    """The same for workers that do unequal shares of the work, whoever owns what: a worker with a share s needs as many
-    words as one of 1 / s equal ones, and all of them together own everything once.
+    """The same for workers that do unequal shares of the work, whoever owns what; all of them together own everything
+    once. free: whether the left and the right operand can be had anywhere, as random numbers can.
 
     >>> bound_of_shares(1000, 1000, 1000, 8, [1.0])
+    0.0
+    >>> bound_of_shares(1000, 1000, 1000, 8, [0.5, 0.5], free=(True, True))
     0.0
     """
     if not m * n * k:
         return 0.0
-    words = sum(count * _words(m, n, k, share, memory_bytes / itemsize) for share, count in Counter(shares).items())
-    owned = m * n + m * k + k * n
+    sizes, made, operations = (m * k, k * n, m * n), (*free, False), m * n * k
+
+    def words(share: float) -> float:
+        needed = least_elements(share * operations, sizes, made)
+        return needed if any(free) else max(needed, 2 * share * operations / math.sqrt(memory_bytes / itemsize))
+
+    total = sum(count * words(share) for share, count in Counter(shares).items())
+    owned = sum(size for size, at_hand in zip(sizes, made, strict=True) if not at_hand)
     # rounded: in the one-axis case the difference of two like numbers is all there is
-    return max(0.0, round((words - owned) * itemsize, 3))
+    return max(0.0, round((total - owned) * itemsize, 3))
 
 
-def _words(m: int, n: int, k: int, share: float, memory: float) -> float:
-    """Words of all three matrices that a worker needs for its share of the operations."""
-    d3, d2, d1 = sorted(map(float, (m, n, k)))
-    p = 1 / share
-    if p <= d1 / d2:
-        needed = (d1 * d2 + d1 * d3) / p + d2 * d3
-    elif p <= d1 * d2 / d3**2:
-        needed = d1 * d2 / p + 2 * math.sqrt(d1 * d2 * d3**2 / p)
-    else:
-        needed = 3 * (d1 * d2 * d3 / p) ** (2 / 3)
-    return max(needed, 2 * d1 * d2 * d3 / (p * math.sqrt(memory)))
+def least_elements(operations: float, sizes: Sequence[float], free: Sequence[bool]) -> float:
+    """The least elements x + y + z of the three matrices for so many multiplications: x y z is at least their square
+    (Loomis & Whitney, 1949), each is at most its size, and what is free is used whole and not counted.
+
+    >>> round(least_elements(1000.0, (100.0, 100.0, 100.0), (False,) * 3), 9)  # all of it needs everything
+    300.0
+    >>> round(least_elements(125.0, (100.0, 100.0, 100.0), (False,) * 3), 9)  # an eighth: a cube of half the side
+    75.0
+    """
+    if operations <= 0:
+        return 0.0
+    total, left = 0.0, operations**2 / math.prod(s for s, f in zip(sizes, free, strict=True) if f)
+    counted = sorted(size for size, f in zip(sizes, free, strict=True) if not f)
+    while counted:
+        each = math.pow(left, 1 / len(counted))
+        if each <= counted[0]:
+            return total + each * len(counted)
+        total, left = total + counted[0], left / counted[0]
+        counted = counted[1:]
+    return total
 
 
 def area_bound(operations: float, rates: Iterable[float]) -> float:

@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from taskgraph.bounds import communication_bound
+from taskgraph.bounds import bound_of_shares
 from taskgraph.cost import Choice, Cut, Evaluation, Floats, Ints, Setting, Slots, Unit, slots_of
 from taskgraph.partition import deal, rectangles
 from taskgraph.problem import Problem, even, level
@@ -113,7 +113,8 @@ def _least_seconds(p: Problem, slots: Slots, setting: Setting) -> float:
     if not setting.is_cluster or p.batch > 1:
         return computing
     workers = len(np.unique(slots.worker))
-    moved = communication_bound(p.m, p.n, p.k, p.itemsize, workers) / workers
+    free = (p.a_read > 0, p.b_read > 0)
+    moved = bound_of_shares(p.m, p.n, p.k, p.itemsize, [1 / workers] * workers, free=free) / workers
     return max(computing, moved / setting.link_bytes_per_s)
 
 

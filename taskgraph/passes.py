@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from taskgraph.chunks import aligned, broadcast, is_single
 from taskgraph.expr import Expr, bind, consumers, labelled, pinned, rewrite, topological, with_inputs
-from taskgraph.plan import Plan, relayout
+from taskgraph.layout import relayout
+from taskgraph.plan import Plan
 
 # -- simplify ----------------------------------------------------------------------------------------------------------
 

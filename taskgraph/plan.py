@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NotRequired, TypedDict
@@ -21,7 +22,6 @@ import numpy as np
 from dask.utils import format_bytes
 
 from taskgraph.bounds import area_bound, bound_of_shares
-from taskgraph.chunks import refine
 from taskgraph.cost import (
     Choice,
     Cut,
@@ -32,10 +32,10 @@ from taskgraph.cost import (
     slots_of,
     unit_of,
 )
-from taskgraph.expr import DType, Expr, bind, consumers, describe, labelled, pinned, rewrite, topological, with_inputs
+from taskgraph.expr import DType, Expr, consumers, describe, rewrite, topological, with_inputs
 from taskgraph.gram import gram_flops, is_gram, triangle
+from taskgraph.layout import cut_operands
 from taskgraph.machine import Device, Machine
-from taskgraph.primitives import find
 from taskgraph.problem import Problem, even, piece_sizes, problem_of
 from taskgraph.reading import best_reading
 
@@ -43,9 +43,6 @@ from taskgraph.reading import best_reading
 #: costs a task a block, waiting for the longest panel a share of its time).
 UNEVEN_PANELS = 1.25
 
-#: A source that several workers need is cut along k, so that not one of them makes and sends all of it: in so many
-#: parts at the most, none shorter (chosen: each costs a task and a pass over the tile; see cost.HALF_RATE_SIDE).
-MOST_SHARES, SHORTEST_SHARE = 4, 512
 
 #: Workers named in one line of a summary or of an error.
 MOST_SHOWN = 12
@@ -205,10 +202,11 @@ class InfeasiblePlan(ValueError):
 class Plan:
     """The graph as it will run, and for every product of it what was decided.
 
-    makespan: predicted seconds of the products one after another; area_bound: with all devices at full speed all the
-    time. bytes_moved: predicted bytes between workers for their operands and partial results; bytes_bound: the least
-    that their number needs. peak_bytes: for each worker, the most that it holds for any one product. tiles: tiles (and
-    panels apart) of products per worker ("any cpu" where the plan leaves the choice to the moment).
+    makespan: predicted seconds of the products one after another; area_bound: with all devices that they may use at
+    full speed all the time (the greatest of the bounds over dtypes and pins). bytes_moved: predicted bytes between
+    workers for their operands and partial results; bytes_bound: the least that these workers need. peak_bytes: for each
+    worker, the most that it holds for any one product. tiles: tiles (and panels apart) of products per worker ("any
+    cpu" where the plan leaves the choice to the moment).
     """
 
     roots: tuple[Expr, ...]
@@ -221,7 +219,11 @@ class Plan:
 
     @property
     def area_bound(self) -> float:
-        return math.fsum(p.area_seconds for p in self.products.values())
+        flops: Counter[tuple[DType, str | None]] = Counter()
+        for node, p in self.products.items():
+            for pin in {None, node.device}:
+                flops[p.dtype, pin] += p.flops
+        return max((area_bound(f, _rates(pin, self.machine, d)) for (d, pin), f in flops.items()), default=0.0)
 
     @property
     def bytes_moved(self) -> float:
@@ -290,7 +292,7 @@ def plan(roots: Sequence[Expr], machine: Machine) -> Plan:
         often = [len(users[i]) > 1 for i in node.inputs]
         a_at, b_at = (_lies_at(i, products, machine) for i in inputs)
         decided = choose(new, machine, a_at, b_at, often)
-        new = _cut(new, decided, often)
+        new = cut_operands(new, decided, often)
         products[new] = replace(decided, name=new.name)
         return new
 
@@ -379,7 +381,6 @@ def _decided(node: Expr, p: Problem, c: Choice, machine: Machine, *, free: bool,
     setting = setting_of(machine)
     owner = np.repeat(c.cut.owner, c.chain)
     names, kinds = c.slots.names, c.slots.kinds
-    able = classes(node.device, machine, p.dtype)[-1]
     panels = panel_sizes(p, c.cut.layers * c.chain)
     return ProductPlan(
         name=node.name,
@@ -395,26 +396,34 @@ def _decided(node: Expr, p: Problem, c: Choice, machine: Machine, *, free: bool,
         pinned=is_pinned,
         flops=p.flops,
         seconds=c.seconds,
-        area_seconds=area_bound(p.flops, [d.rate(p.dtype) * d.threads for d in able]),
+        area_seconds=area_bound(p.flops, _rates(node.device, machine, p.dtype)),
         bytes_moved=c.bytes_moved,
-        bytes_bound=_bytes_bound(p, c) if machine.is_cluster else 0.0,
+        bytes_bound=_bytes_bound(node, p, c) if machine.is_cluster else 0.0,
         peak_bytes=Evaluation(p, c.cut, c.slots, setting).peaks(c),
         streamed=(p.a_read > 0, p.b_read > 0),
         pieces=piece_sizes(p, panels, max(c.cut.m), max(c.cut.n)) if p.a_read or p.b_read else (),
     )
 
 
-def _bytes_bound(p: Problem, c: Choice) -> float:
+def _rates(pin: str | None, machine: Machine, dtype: DType) -> list[float]:
+    """Operations per second of every device that a pin allows."""
+    return [d.rate(dtype) * d.threads for d in classes(pin, machine, dtype)[-1]]
+
+
+def _bytes_bound(node: Expr, p: Problem, c: Choice) -> float:
     """The least that these workers must move with their shares of the work; all of both operands besides, where they
-    lie on others. Memory sets no bound here: what a worker has received and has no room for goes to its disk."""
+    lie on others. What tasks read themselves need not move, nor need one matrix twice. Memory sets no bound here: what
+    a worker has received and has no room for goes to its disk."""
     m, n = np.asarray(c.cut.m, dtype=float), np.asarray(c.cut.n, dtype=float)
     work = np.broadcast_to(np.outer(m, n)[None, :, :, None], (p.batch, len(m), len(n), c.cut.layers)).ravel()
     by_worker = np.bincount(c.slots.worker[c.cut.owner], work)
     # of a batch, every worker may do whole products, and needs nothing from others
     shares = [float(s) for s in by_worker[by_worker > 0] / max(float(work.sum()), 1e-300)]
-    bound = bound_of_shares(p.m, p.n, p.k, p.itemsize, shares) if p.batch == 1 else 0.0
+    held_a, held_b = not p.a_read, not p.b_read and node.inputs[0] is not node.inputs[1]
+    free = (not held_a, not held_b)
+    bound = bound_of_shares(p.m, p.n, p.k, p.itemsize, shares, free=free) if p.batch == 1 else 0.0
     kinds = {c.slots.units[w].kind for w in np.unique(c.slots.worker[c.cut.owner])}
-    return bound + (p.a_at not in kinds) * p.a_bytes + (p.b_at not in kinds) * p.b_bytes
+    return bound + (held_a and p.a_at not in kinds) * p.a_bytes + (held_b and p.b_at not in kinds) * p.b_bytes
 
 
 def panel_sizes(p: Problem, panels: int) -> tuple[int, ...]:
@@ -455,46 +464,3 @@ def _spoken(node: Expr) -> str:
     if all(n.startswith("'") for n in names):
         return f"'{names[0][1:-1]} @ {names[1][1:-1]}'"
     return f"'{node.op.name}' of {describe(node.inputs[0])} and {describe(node.inputs[1])}"
-
-
-# -- operands cut as the grid wants them -------------------------------------------------------------------------------
-
-
-def _cut(node: Expr, planned: ProductPlan, often: Sequence[bool]) -> Expr:
-    """The product with its operands cut along m and n as the grid wants them. Along k they stay as they lie (a tile's
-    task takes views where the cuts of the two differ) but for the panels' borders; the left one has the strips."""
-    grid, flags = planned.grid, (node.params["ta"], not node.params["tb"])
-    strips = tuple(s for size in grid.m for s in even(size, planned.strips))
-    operands = []
-    across = len(grid.n), len(grid.m)
-    for x, outer, users, inner_first, dear, read in zip(
-        node.inputs, (strips, grid.n), across, flags, often, planned.streamed, strict=True
-    ):
-        lead = node.chunks[node.ndim - x.ndim : -2]
-        lead = tuple((1,) if s == 1 else o for s, o in zip(x.shape[:-2], lead, strict=True))
-        k = x.chunks[-2 if inner_first else -1]
-        if read:
-            k = planned.pieces
-        elif x.op.kind == "source":
-            k = _source_blocks(problem_of(node).k_blocks, users) if len(grid.k) == 1 else grid.k
-        elif len(grid.k) > 1 and not {*itertools.accumulate(grid.k)} <= {*itertools.accumulate(k)}:
-            k = refine(k, grid.k)
-        operands.append(relayout(x, (*lead, *((k, outer) if inner_first else (outer, k))), dear))
-    return with_inputs(node, tuple(operands))
-
-
-def _source_blocks(k_blocks: tuple[int, ...], users: int) -> tuple[int, ...]:
-    """A source's blocks along k: as the other operand's, or so many that those who use them make equal shares."""
-    k, pieces = sum(k_blocks), min(users, MOST_SHARES)
-    return even(k, pieces) if len(k_blocks) < pieces and k >= pieces * SHORTEST_SHARE else k_blocks
-
-
-def relayout(x: Expr, chunks: tuple[tuple[int, ...], ...], used_often: bool = False) -> Expr:
-    """`x` in those blocks: made so where it is a source (a dear one that others use, too, is made once), else cut."""
-    if x.chunks == chunks:
-        return x
-    with pinned(x.device), labelled(x.label):
-        if x.op.kind == "source" and not (used_often and x.op.name == "random"):
-            return bind(x.op, **{**x.params, "chunks": chunks})
-        base = x.inputs[0] if x.op.name == "rechunk" else x
-        return base if base.chunks == chunks else bind(find("rechunk"), base, chunks=chunks)

@@ -32,7 +32,7 @@ class Prediction:
     makespan: until the last job is done. bytes_moved: between workers. peak_bytes: the most that each worker holds at
     any time. timeline: everything that is computed or moved. area_bound: products over the sum of all rates.
     critical_path: the longest chain of jobs, moving aside. link_bound: how long the busiest link is busy with what the
-    plan moves. bytes_bound: see `limits.product_bytes_bound`. jobs, busy_seconds: what each worker computes, and how
+    plan moves. bytes_bound: see `bounds.communication_bound`. jobs, busy_seconds: what each worker computes, and how
     long, its threads together.
     """
 

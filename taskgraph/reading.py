@@ -17,7 +17,7 @@ def best_reading(
 ) -> tuple[Problem, Choice]:
     """The problem with the operands that tasks are to read themselves, and its cheapest cut. Sources that are made once
     must fit into the memory of those who need them, beside the results."""
-    # random numbers that others need, too, are made once: see plan.relayout
+    # random numbers that others need, too, are made once: see layout.relayout
     rates = [0.0 if o and x.op.name == "random" else reading_rate(x) for x, o in zip(node.inputs, often, strict=True)]
     to_make = [0.0 if o else rate for rate, o in zip(rates, often, strict=True)]
     room = max(MEMORY_SHARE * u.memory / u.threads for units in groups for u in units)

@@ -26,7 +26,6 @@ from typing import Any
 
 from taskgraph.expr import DType
 from taskgraph.jobs import Job, Jobs, jobs_of
-from taskgraph.limits import area_bound, bytes_bound, critical_path
 from taskgraph.links import Links, Transfer
 from taskgraph.machine import KINDS, Device, Machine
 from taskgraph.passes import ELEMENTWISE_PER_S
@@ -56,15 +55,27 @@ def simulate(plan: Plan) -> Prediction:
         plan=plan,
         makespan=run.now,
         bytes_moved=run.bytes_moved,
-        bytes_bound=bytes_bound(plan),
+        bytes_bound=plan.bytes_bound,
         peak_bytes={w.device.name: w.peak for w in run.workers},
         timeline=tuple(run.timeline),
-        area_bound=area_bound(plan),
+        area_bound=plan.area_bound,
         critical_path=critical_path(jobs, _fastest(machine)),
         link_bound=max(w.link_seconds for w in run.workers),
         jobs={w.device.name: w.done for w in run.workers},
         busy_seconds={w.device.name: w.busy_s for w in run.workers},
     )
+
+
+def critical_path(jobs: Jobs, seconds: Callable[[Job], float]) -> float:
+    """Seconds of the longest chain of jobs that need each other, with nothing to wait for or to move between them.
+
+    seconds: of a job on the fastest device that may run it. A bound for this plan's cut, not for every cut.
+    """
+    ends: list[float] = []
+    for job in jobs.items:
+        own = 0.0 if job.home is not None else seconds(job)
+        ends.append(own + max((ends[n] for n, _ in job.needs), default=0.0))
+    return max(ends, default=0.0)
 
 
 def _fastest(machine: Machine) -> Callable[[Job], float]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskgraph.bounds import area_bound, communication_bound
+from taskgraph.bounds import area_bound, communication_bound, least_elements
 
 sizes = st.integers(1, 10**6)
 
@@ -46,6 +46,16 @@ def test_little_memory_raises_the_bound() -> None:
     bounds = [communication_bound(n, n, n, 4, 16, memory) for memory in (2**40, 2**30, 2**24, 2**22)]
     assert bounds[0] == bounds[1] < bounds[2] < bounds[3]
     assert bounds[3] == pytest.approx(2 * n**3 / math.sqrt(2**20) * 4, rel=0.2)
+
+
+def test_the_least_elements() -> None:
+    cube = (1e6, 1e6, 1e6)
+    assert least_elements(0.0, cube, (False,) * 3) == 0
+    assert least_elements(1e9, cube, (False,) * 3) == pytest.approx(3e6)
+    assert least_elements(1e9 / 64, cube, (False,) * 3) == pytest.approx(3e6 / 16)
+    assert least_elements(1e9, cube, (True, True, False)) == pytest.approx(1e6)
+    flat = (1e4, 1e8, 1e8)  # a small matrix is used whole by everybody
+    assert least_elements(1e10 / 4, flat, (False,) * 3) == pytest.approx(1e4 + 2 * 1e8 / 4)
 
 
 def test_area() -> None:

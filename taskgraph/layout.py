@@ -1,0 +1,59 @@
+"""Blocks of a product's operands as its grid wants them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from taskgraph.chunks import refine
+from taskgraph.expr import Expr, bind, labelled, pinned, with_inputs
+from taskgraph.primitives import find
+from taskgraph.problem import even, problem_of
+
+if TYPE_CHECKING:
+    from taskgraph.plan import ProductPlan
+
+#: A source that several workers need is cut along k, so that not one of them makes and sends all of it: in so many
+#: parts at the most, none shorter (chosen: each costs a task and a pass over the tile; see cost.HALF_RATE_SIDE).
+MOST_SHARES, SHORTEST_SHARE = 4, 512
+
+
+def cut_operands(node: Expr, planned: ProductPlan, often: Sequence[bool]) -> Expr:
+    """The product with its operands cut along m and n as the grid wants them. Along k they stay as they lie (a tile's
+    task takes views where the cuts of the two differ) but for the panels' borders; the left one has the strips."""
+    grid, flags = planned.grid, (node.params["ta"], not node.params["tb"])
+    strips = tuple(s for size in grid.m for s in even(size, planned.strips))
+    operands = []
+    across = len(grid.n), len(grid.m)
+    for x, outer, users, inner_first, dear, read in zip(
+        node.inputs, (strips, grid.n), across, flags, often, planned.streamed, strict=True
+    ):
+        lead = node.chunks[node.ndim - x.ndim : -2]
+        lead = tuple((1,) if s == 1 else o for s, o in zip(x.shape[:-2], lead, strict=True))
+        k = x.chunks[-2 if inner_first else -1]
+        if read:
+            k = planned.pieces
+        elif x.op.kind == "source":
+            k = _source_blocks(problem_of(node).k_blocks, users) if len(grid.k) == 1 else grid.k
+        elif len(grid.k) > 1 and not {*itertools.accumulate(grid.k)} <= {*itertools.accumulate(k)}:
+            k = refine(k, grid.k)
+        operands.append(relayout(x, (*lead, *((k, outer) if inner_first else (outer, k))), dear))
+    return with_inputs(node, tuple(operands))
+
+
+def _source_blocks(k_blocks: tuple[int, ...], users: int) -> tuple[int, ...]:
+    """A source's blocks along k: as the other operand's, or so many that those who use them make equal shares."""
+    k, pieces = sum(k_blocks), min(users, MOST_SHARES)
+    return even(k, pieces) if len(k_blocks) < pieces and k >= pieces * SHORTEST_SHARE else k_blocks
+
+
+def relayout(x: Expr, chunks: tuple[tuple[int, ...], ...], used_often: bool = False) -> Expr:
+    """`x` in those blocks: made so where it is a source (a dear one that others use, too, is made once), else cut."""
+    if x.chunks == chunks:
+        return x
+    with pinned(x.device), labelled(x.label):
+        if x.op.kind == "source" and not (used_often and x.op.name == "random"):
+            return bind(x.op, **{**x.params, "chunks": chunks})
+        base = x.inputs[0] if x.op.name == "rechunk" else x
+        return base if base.chunks == chunks else bind(find("rechunk"), base, chunks=chunks)
