@@ -23,7 +23,7 @@ lint: $(VENV)/.test
 
 # The path's tests on the oldest Dask that is supported (the one beside which dask-cuda can be installed).
 oldest: $(OLDEST)/.test
-	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS) tests/test_path.py tests/test_plugin.py tests/test_tensor.py
+	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS) tests/test_path.py tests/test_plugin.py tests/test_tensor.py tests/test_session.py
 
 bench: $(VENV)/.test
 	for name in build_cost plugin_cost product gradient training_memory makespan straggler; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done

@@ -59,7 +59,8 @@ def _exceptions(log: str) -> list[str]:
 def no_logged_exception(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test in whose course a scheduler or a worker, of this process or one that it started, logged an exception:
     Dask only logs what goes wrong in a plugin's hook, and tasks are then misplaced in silence.
-    `@pytest.mark.logs_errors` says that errors are what the test is about."""
+    `@pytest.mark.logs_errors` says that errors are what the test is about, `@pytest.mark.kills_workers` that others may
+    find a connection broken."""
     before = ERRORS.stat().st_size if ERRORS.exists() else 0
     kept = _Kept()
     root = logging.getLogger("distributed")
@@ -69,10 +70,21 @@ def no_logged_exception(request: pytest.FixtureRequest) -> Iterator[None]:
     finally:
         root.removeHandler(kept)
     elsewhere = _exceptions(ERRORS.read_text()[before:]) if ERRORS.exists() else []
+    if request.node.get_closest_marker("kills_workers"):
+        from process_cluster import DEATH, raised
+
+        elsewhere = [record for record in elsewhere if raised(record) not in DEATH]
     if elsewhere and not request.node.get_closest_marker("logs_errors"):
         pytest.fail("exceptions were logged in other processes:\n" + "\n".join(elsewhere), pytrace=False)
     if kept.records and not request.node.get_closest_marker("logs_errors"):
         pytest.fail("errors were logged:\n" + "\n".join(r.getMessage() for r in kept.records), pytrace=False)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Without a cluster, in this thread."""
+    with dask.config.set(scheduler="synchronous"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,14 @@ def dask_setup(worker):
 """
 
 
+def raised(log: str) -> str:
+    """The name of the exception of the last traceback in a log."""
+    trace = log.split(TRACEBACK)[-1]
+    # The first line that is neither code nor a place in it: "package.SomeError: what it says".
+    line = next((line for line in trace.splitlines() if line and not line.startswith(" ")), "")
+    return line.split(":")[0].rpartition(".")[2]
+
+
 def until(condition: Callable[[], Any], what: str, timeout: float = 30) -> Any:
     """Poll until the condition holds and return its value; AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
@@ -173,9 +181,7 @@ class ProcessCluster:
         """No process has logged an exception, but those of the names `allowed`."""
         for path in sorted(self.directory.glob("*.log")):
             for number, trace in enumerate(path.read_text(errors="replace").split(TRACEBACK)[1:], 1):
-                # The first line that is neither code nor a place in it: "package.SomeError: what it says".
-                raised = next((line for line in trace.splitlines() if line and not line.startswith(" ")), "")
-                if raised.split(":")[0].rpartition(".")[2] not in allowed:
+                if raised(trace) not in allowed:
                     raise AssertionError(f"{path.name}, traceback {number}:\n{trace[:3000]}")
 
     def close(self) -> None:

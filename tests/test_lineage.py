@@ -118,6 +118,7 @@ def test_without_cuts_it_remembers_all(cluster: Cluster) -> None:
     assert count(cluster.default) > 3 * lineage.CUT_EVERY
 
 
+@pytest.mark.kills_workers
 def test_loops_of_persists_are_cut_too_and_older_tensors_stay(cluster: Cluster) -> None:
     p, here, old = tg.asarray(X), X, {}
     for step in range(3 * lineage.CUT_EVERY):
@@ -132,6 +133,7 @@ def test_loops_of_persists_are_cut_too_and_older_tensors_stay(cluster: Cluster) 
         np.testing.assert_array_equal(tensor.compute(), expected)
 
 
+@pytest.mark.kills_workers
 def test_a_dead_holder_costs_nothing(cluster: Cluster) -> None:
     client, model = cluster.default, Model()
     model.train(lineage.CUT_EVERY + 5)
@@ -152,7 +154,6 @@ def test_a_dead_holder_costs_nothing(cluster: Cluster) -> None:
 
 @pytest.mark.logs_errors
 def test_both_holders_dead_is_an_error_that_says_so(cluster: Cluster, tmp_path: Path) -> None:
-    pytest.importorskip("zarr")
     client, model = cluster.default, Model()
     model.train(lineage.CUT_EVERY - 4)
     tg.save(tmp_path / "model", {"w": model.w, "b": model.b})

@@ -187,6 +187,7 @@ class Joined(SchedulerPlugin):
             scheduler.extensions["events"].event_set(name=self.event)
 
 
+@pytest.mark.kills_workers
 @pytest.mark.parametrize("name", ["gpu-1", "cpu-0"])
 def test_a_killed_worker_comes_back_under_its_name_with_its_profile(client, name):
     before = workers_of(client)[name]

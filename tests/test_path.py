@@ -560,6 +560,7 @@ def tiles_by_worker(tasks: Sequence[Ran]) -> Counter[str]:
     return Counter(r.worker for r in tasks if str(r.key[0]).startswith("matmul"))
 
 
+@pytest.mark.kills_workers
 @pytest.mark.usefixtures("as_operands_lie")
 def test_gpu_workers_are_killed_one_after_the_other(tmp_path: Path) -> None:
     """Without a nanny: the survivor takes over, then the CPU workers, then a worker that joins under the old name."""

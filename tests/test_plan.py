@@ -8,55 +8,23 @@ import time
 from collections import Counter
 from typing import Any
 
-import dask
 import numpy as np
 import pytest
 from dask.utils import format_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from planning import data, machine, only, plan, tags, value, with_zeros
 
 import taskgraph as tg
 from taskgraph.bounds import communication_bound
 from taskgraph.cost import COPY_BYTES_PER_S, MEMORY_SHARE
-from taskgraph.execute import assemble
-from taskgraph.expr import Expr
 from taskgraph.lower import lower
 from taskgraph.machine import from_workers
 from taskgraph.partition import deal
-from taskgraph.plan import TAG, Plan, ProductPlan
-from taskgraph.plan import plan as plan_roots
+from taskgraph.plan import ProductPlan
 from taskgraph.problem import even
 
 GPU_GFLOPS = 9000.0
-
-
-def plan(what: Any, m: tg.Machine) -> Plan:
-    """The pass by itself, on tensors or expressions."""
-    items = what if isinstance(what, list) else [what]
-    return plan_roots([x if isinstance(x, Expr) else x.expr for x in items], m)
-
-
-def machine(
-    cpus: Any = ((100.0, 4),), gpus: Any = (), memory: int = 2**35, gpu_memory: int = 2**34, **more: Any
-) -> tg.Machine:
-    """CPUs as (gflops, threads), GPUs as gflops."""
-    return tg.Machine(
-        devices=[
-            *[tg.Device("cpu", memory, rate, threads=threads) for rate, threads in cpus],
-            *[tg.Device("gpu", gpu_memory, rate) for rate in gpus],
-        ],
-        **more,
-    )
-
-
-def data(*shape: int, chunks: Any = -1, dtype: str = "float32") -> tg.Tensor:
-    """An array that lies somewhere, in its blocks."""
-    return tg.placeholder(dtype, shape, chunks=chunks)
-
-
-def only(p: Plan) -> ProductPlan:
-    (found,) = p.products.values()
-    return found
 
 
 def square(n: int, m: tg.Machine, parts: int = 1, dtype: str = "float32") -> ProductPlan:
@@ -134,35 +102,22 @@ def test_every_tile_is_placed_once(t: tg.Tensor, m: tg.Machine) -> None:
     assert math.prod(len(c) for c in node.chunks) * p.panels == len(p.slots) * p.strips
 
 
-def _tags(graph: Any) -> dict[Any, Any]:
-    found = {}
-    for layer in graph.layers.values():
-        tag = layer.annotations[TAG]
-        found.update({key: tag(key) if callable(tag) else tag for key in layer})
-    return found
-
-
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(products(), machines)
 def test_lowered_tiles_cover_the_product(t: tg.Tensor, m: tg.Machine) -> None:
     """The tags of the tasks: each place of the grid once, in the class and on the worker of the plan."""
-    zeros = {
-        n: tg.zeros(n.shape, dtype=n.dtype, chunks=n.chunks).expr
-        for n in tg.expr.topological([t.expr])
-        if n.op.name == "placeholder"
-    }
-    planned = plan(list(tg.expr.substitute([t.expr], zeros)), m)
+    planned = plan(with_zeros(t), m)
     lowered = lower(planned)
-    p, tags = only(lowered.plan), _tags(lowered.graph)
-    if len(tags) == 1:
+    p, tagged = only(lowered.plan), tags(lowered)
+    if len(tagged) == 1:
         return  # all of it was one small task
-    places = Counter(tag["tile"] for tag in tags.values() if "tile" in tag)
+    places = Counter(tag["tile"] for tag in tagged.values() if "tile" in tag)
     assert set(places.values()) == {1}
     assert Counter(place[-3:] for place in places) == dict.fromkeys(
         itertools.product(*map(range, p.grid.shape)), p.batch
     )
     assert len(places) == len(p.slots)
-    for tag in tags.values():
+    for tag in tagged.values():
         assert m.of_kind(tag["kind"])
         if "slot" in tag:
             assert tag["slot"] in {d.name for d in m.of_kind(tag["kind"])}
@@ -183,7 +138,7 @@ def test_every_plan_gives_the_same_value(t: tg.Tensor, m: tg.Machine, pin: str |
     with tg.device(pin):
         c = tg.ops.product.product(a, b, ta, tb)
     graph = lower(plan([c.expr], m))
-    found = np.asarray(assemble(dask.get(graph.graph.to_dict(), graph.keys)[0], c.ndim))
+    found = value(graph, c.ndim)
     left, right = (x.compute(scheduler="synchronous").astype(float) for x in (a, b))
     expected = np.matmul(left.swapaxes(-1, -2) if ta else left, right.swapaxes(-1, -2) if tb else right)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-3)
@@ -459,7 +414,7 @@ def test_a_small_output_is_summed_from_parts_of_k(flags: Any, chunks: Any, strip
     p = only(planned)
     assert (p.grid.shape[2], p.strips, len(set(p.slots))) == (4, strips, 4)
     graph = lower(planned)
-    found = [np.asarray(assemble(dask.get(graph.graph.to_dict(), graph.keys)[0], 2)) for _ in range(2)]
+    found = [value(graph, 2) for _ in range(2)]
     np.testing.assert_allclose(found[0], a @ b)
     np.testing.assert_array_equal(*found)
     taken = [k for k in graph.graph.to_dict() if "-strip-" in k[0]]
@@ -471,8 +426,7 @@ def test_sources_are_made_near_the_tiles_that_need_them() -> None:
     m = machine(cpus=[(50.0, 1)] * 4)
     planned = tg.execute.planned([(tg.randn(4096, 2048, seed=1) @ tg.randn(2048, 4096, seed=2)).expr], m)
     p = only(planned)
-    tags = _tags(lower(planned).graph)
-    made = Counter(tag["near"] for tag in tags.values() if "near" in tag)
+    made = Counter(tag["near"] for tag in tags(lower(planned)).values() if "near" in tag)
     assert set(made) == {f"cpu-{n}" for n in range(4)}
     assert max(made.values()) == min(made.values())
     assert p.bytes_moved <= 1.2 * p.bytes_bound

@@ -260,6 +260,7 @@ def test_small_products_do_not_speak_for_large_ones_of_their_prefix() -> None:
 # -- workers that come and go
 
 
+@pytest.mark.kills_workers
 def test_lost_workers_and_returning_ones(tmp_path: Path) -> None:
     with ProcessCluster(tmp_path, config=VALIDATE, scheduler_args=("--preload", "scheduler_plugins")) as cluster:
         for name in FOUR:
@@ -298,6 +299,7 @@ def test_lost_workers_and_returning_ones(tmp_path: Path) -> None:
         cluster.assert_quiet(allowed=DEATH)
 
 
+@pytest.mark.kills_workers
 def test_results_lost_with_a_worker_are_computed_again_on_their_kind(tmp_path: Path) -> None:
     with ProcessCluster(tmp_path, config=VALIDATE) as cluster:
         for name in FOUR:

@@ -192,13 +192,13 @@ class TestBook:
 
 
 class TestFolder:
-    def test_by_default_the_users(self, monkeypatch):
+    def test_by_default_the_users(self, monkeypatch, tmp_path):
         monkeypatch.delenv("TASKGRAPH_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
         assert str(folder()) == "/somewhere/dask-taskgraph"
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setenv("HOME", "/home/somebody")
-        assert str(folder()) == "/home/somebody/.cache/dask-taskgraph"
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert folder() == tmp_path / ".cache" / "dask-taskgraph"
 
     def test_dasks_setting(self, monkeypatch):
         import dask

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from process_cluster import DEATH, ProcessCluster, runs, until
 
 import taskgraph as tg
@@ -14,6 +15,7 @@ WORKERS = tuple(f"cpu-{w}" for w in range(4))
 SEEDS = (5, 6)
 
 
+@pytest.mark.kills_workers
 def test_again_and_with_a_worker_killed_in_the_middle(tmp_path: Path) -> None:
     print("seeds", SEEDS)
     machine = tg.Machine(devices=tuple(tg.Device("cpu", 2**30, 25.0, name) for name in WORKERS))
