@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST := .venv-oldest
-PYTEST_ARGS ?=
+# Two files of tests at a time, each file in one process: its tests share a cluster.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint oldest bench docs clean
 

@@ -8,10 +8,12 @@ from the code under test.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -163,6 +165,16 @@ class ProcessCluster:
         process = self.processes.pop(name)
         process.kill()
         process.wait(10)
+
+    @contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """The worker stands still meanwhile, so that nothing that needs it can be finished."""
+        process = self.processes[name]
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
 
     # -- clients and logs
 

@@ -10,7 +10,7 @@ from unittest import mock
 import dask
 import numpy as np
 import pytest
-from distributed import Client
+from distributed import Client, wait
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from planning import plan, tags, value
@@ -310,6 +310,7 @@ def test_on_workers() -> None:
         with tg.device("gpu"):
             p = x @ w
         t = tg.tanh(p + b).persist()
+        wait(client.futures_of(t))
         names = {key: set(where) for key, where in client.who_has().items() if str(key).startswith("('matmul")}
         gpu_workers = {
             address
