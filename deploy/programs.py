@@ -73,8 +73,12 @@ def show_info(connection: Mapping[str, Any], cluster: Mapping[str, Any] | None, 
     with connected(connection, cluster) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         console().print(device_table(workers))
+        machine = Machine.from_client(client)
+        hosts = len({w["host"] for w in workers.values()})
+        source = f"measured between {hosts} hosts" if hosts > 1 else "all on one host"
+        console().print(f"network: {machine.link_bytes_per_s / 1e9:g} GB/s between workers ({source})")
         if description:
-            Machine.from_client(client).to_file(description)
+            machine.to_file(description)
     return 0
 
 

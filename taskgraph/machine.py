@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import statistics
 import weakref
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ TASK_SECONDS = 0.5e-3
 START_SECONDS = 30
 #: Bytes per second between two processes of one host through Dask (measured: about 1 GB/s).
 LINK_BYTES_PER_S = 1e9
+#: Pairs of hosts between which the network is measured (chosen: enough for a median that one odd host does not move).
+PROBED_PAIRS = 5
 #: Bytes per second between a host and its GPU where it was not measured (PCIe 3 x16 in practice).
 HOST_DEVICE_BYTES_PER_S = 12e9
 
@@ -150,8 +154,8 @@ class Machine:
     def from_client(cls, client: Any) -> Machine:
         """The workers of the cluster that a `distributed.Client` is connected to, by the profiles they published.
 
-        Workers without a profile (started without our preload) are measured once, where they are. ValueError where the
-        cluster has no worker.
+        Workers without a profile (started without our preload) are measured once, where they are; so is the network,
+        where workers are on several hosts. ValueError where the cluster has no worker.
         """
         workers = client.scheduler_info(n_workers=-1)["workers"]
         if not workers:
@@ -162,7 +166,8 @@ class Machine:
                     f"the cluster at {client.scheduler.address} has no worker to plan for; start some"
                 ) from None
             workers = client.scheduler_info(n_workers=-1)["workers"]
-        return from_workers(workers, lambda missing: _measure(client, missing))
+        found = from_workers(workers, lambda missing: _measure(client, missing))
+        return replace(found, link_bytes_per_s=_link(client, workers))
 
 
 @functools.cache
@@ -187,6 +192,47 @@ def _measure(client: Any, addresses: list[str]) -> Mapping[str, Any]:
     if new:
         known.update(client.run(lambda: resolve("profile")(host()), workers=new))
     return {a: known[a] for a in addresses}
+
+
+#: Bytes per second between hosts as the scheduler has them, by the client that asked and the number of hosts.
+_links: weakref.WeakKeyDictionary[Any, dict[int, float]] = weakref.WeakKeyDictionary()
+
+
+def _link(client: Any, workers: Mapping[str, Mapping[str, Any]]) -> float:
+    """What one worker gets from another, in bytes per second: on one host a constant, between hosts measured once.
+
+    The scheduler remembers it, so that all clients make the same plans; anew where there are more hosts, or fewer.
+    """
+    hosts = {w["host"]: address for address, w in sorted(workers.items(), reverse=True)}
+    if len(hosts) == 1:
+        return LINK_BYTES_PER_S
+    known = _links.setdefault(client, {})
+    if len(hosts) not in known:
+        where = ["taskgraph", "link_bytes_per_s", str(len(hosts))]
+        found = client.get_metadata(where, None)
+        if found is None:
+            found = stepped(_probed(client, [hosts[host] for host in sorted(hosts)]))
+            client.set_metadata(where, found)
+        known[len(hosts)] = found
+    return known[len(hosts)]
+
+
+def _probed(client: Any, ring: list[str]) -> float:
+    """The median rate at which workers get bytes from the one before them."""
+    from taskgraph.upward import resolve
+
+    pairs = list(zip(ring, ring[1:] + ring[:1], strict=True))[:PROBED_PAIRS]
+    rates = [client.run(resolve("bytes_per_s"), source, workers=[to])[to] for source, to in pairs]
+    return float(statistics.median(rates))
+
+
+def stepped(bytes_per_s: float) -> float:
+    """The nearest power of two times 1 GB/s: two measurements of one network should give the same plans, thus bits.
+
+    >>> stepped(1.17e9), stepped(11.2e9), stepped(0.11e9)
+    (1000000000.0, 8000000000.0, 125000000.0)
+    """
+    return float(2.0 ** round(math.log2(bytes_per_s / 1e9)) * 1e9)
 
 
 def from_workers(workers: Mapping[str, Mapping[str, Any]], measure: Any = None) -> Machine:

@@ -31,6 +31,7 @@ WHERE = {
     "WorkerView": "scheduler_plugins.placement",
     "LocalCluster": "deploy.local",
     "profile": "workers.profile",
+    "bytes_per_s": "workers.network",
     "run_demo": "deploy.demo",
     "run_script": "deploy.programs",
     "show_info": "deploy.programs",

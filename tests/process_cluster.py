@@ -145,15 +145,18 @@ class ProcessCluster:
 
     # -- workers
 
-    def start_worker(self, name: str, *, nthreads: int = 1, memory_limit: str = "0") -> None:
-        """Start the worker `name`, whose kind is what stands before the dash; `wait_for` waits for it."""
+    def start_worker(self, name: str, *, nthreads: int = 1, memory_limit: str = "0", host: str = "127.0.0.1") -> None:
+        """Start the worker `name`, whose kind is what stands before the dash; `wait_for` waits for it.
+
+        host: 127.0.0.2 and so on are other hosts as far as Dask can tell.
+        """
         preload = self.directory / f"{name}_profile.py"
         preload.write_text(PRELOAD.format(kind=name.split("-")[0]))
         self._start(
             name,
             "worker",
             *("--name", name, "--nthreads", str(nthreads), "--memory-limit", memory_limit, "--no-nanny"),
-            *("--preload", str(preload), "--host", "127.0.0.1", "--local-directory", str(self.directory)),
+            *("--preload", str(preload), "--host", host, "--local-directory", str(self.directory)),
         )
 
     def wait_for(self, client: Client, *names: str) -> None:

@@ -155,6 +155,7 @@ def test_info_names_what_is_emulated() -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"cpu-0 .* cpu ", done.stdout)
     assert re.search(r"gpu-0 .*emulated", done.stdout)
+    assert "network: 1 GB/s" in done.stdout
 
 
 def test_demo() -> None:
