@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from distributed import Client, wait
+from distributed import Client
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import taskgraph as tg
+from deploy.measure import name_of, pins_of, run_product, size_for
 from deploy.programs import console as open_console
 from deploy.programs import device_table, start_cluster
 
@@ -43,7 +44,7 @@ def run_demo(cluster: Mapping[str, Any], n: int | None = None, steps: int = 300,
         console.rule("(a) a function and its gradient")
         passed = show_gradients(console)
         console.rule("(b) a product of two random matrices")
-        passed &= show_products(console, client, n, emulated)
+        passed &= show_products(console, client, n)
         console.rule("(c) a classifier of handwritten digits, trained by gradient descent")
         passed &= show_training(console, steps)
         console.print("[green]everything checked holds[/]" if passed else "[red]a check failed: see above[/]")
@@ -114,10 +115,10 @@ def exact_rows(a: np.ndarray, b: np.ndarray, count: int = 64) -> ExactRows:
     return ExactRows(rows, a[rows].astype(np.float64) @ b.astype(np.float64))
 
 
-def show_products(console: Console, client: Client, n: int | None, emulated: bool) -> bool:
+def show_products(console: Console, client: Client, n: int | None) -> bool:
     """The tutorial's product on CPU workers, on GPU-pinned workers and on both, against plain NumPy."""
     machine = tg.Machine.from_client(client)
-    n = n or size_for(machine)
+    n = n or size_for(machine, PRODUCT_SECONDS)
     console.print(
         f"  {n} x {n} float32, {2 * n**3 / 1e9:,.0f} GFLOP; the operands lie on the CPU workers when the clock starts"
     )
@@ -129,60 +130,20 @@ def show_products(console: Console, client: Client, n: int | None, emulated: boo
     c = here[0] @ here[1]
     runs = [ProductRun("NumPy, this process", time.perf_counter() - start, None, {}, exact.error(c))]
     del c
-    names = {"cpu": "CPU workers", "gpu": "GPU-pinned workers", "cpu+gpu": "both"}
-    kinds = {d.kind for d in machine.devices}
-    pins = [p for p in names if set(p.split("+")) <= kinds]
+    pins = pins_of(machine)
     with _progress(console) as progress:
         bar = progress.add_task("products", total=len(pins))
         for pin in pins:
-            progress.update(bar, description=f"product on {names[pin]}")
-            mark = " (emulated)" if emulated and "gpu" in pin else ""
-            runs.append(run_product(client, a, b, pin, names[pin] + mark, exact))
+            progress.update(bar, description=f"product on {name_of(pin, machine)}")
+            with tg.device(pin):
+                ran = run_product(client, a @ b)
+            error = exact.error(ran.kept.compute())
+            runs.append(ProductRun(name_of(pin, machine), ran.seconds, ran.bytes_moved, ran.tiles, error))
             progress.advance(bar)
     console.print(product_table(runs, n))
     bound = np.finfo("float32").eps * np.sqrt(n)  # rounding errors of a sum of n terms grow like its root
     worst = max(r.error for r in runs)
     return check(console, f"greatest relative error {worst:.1e}, bound {bound:.1e}", bool(worst <= bound))
-
-
-def size_for(machine: tg.Machine) -> int:
-    """The n for which the product takes about two seconds on the CPUs, within an eighth of the least memory."""
-    cpus = machine.of_kind("cpu") or machine.devices
-    rate = sum(d.rate(np.dtype("float32")) * d.threads for d in cpus)
-    by_time = (PRODUCT_SECONDS * rate / 2) ** (1 / 3)
-    by_memory = (min(d.memory_bytes for d in machine.devices) / 8 / 4) ** 0.5
-    return max(256, int(min(by_time, by_memory)) // 256 * 256)
-
-
-def run_product(client: Client, a: tg.Tensor, b: tg.Tensor, pin: str, name: str, exact: ExactRows) -> ProductRun:
-    """The product under a pin; operands are there before, the result stays where it is made."""
-    with tg.device(pin):
-        c = a @ b
-    sent = _bytes_sent(client)
-    start = time.perf_counter()
-    kept = c.persist()
-    wait(client.futures_of(kept))
-    seconds = time.perf_counter() - start
-    moved = _bytes_sent(client) - sent
-    return ProductRun(name, seconds, moved, _tiles(client, kept), exact.error(kept.compute()))
-
-
-def _bytes_sent(client: Client) -> int:
-    return sum(client.run(_sent_by_worker).values())
-
-
-def _sent_by_worker(dask_worker: Any) -> int:
-    return int(dask_worker.transfer_outgoing_bytes_total)
-
-
-def _tiles(client: Client, kept: tg.Tensor) -> dict[str, int]:
-    """Tiles per worker, by where the scheduler says that they lie."""
-    names = {a: str(w["name"]) for a, w in client.scheduler_info(n_workers=-1)["workers"].items()}
-    count: dict[str, int] = {}
-    for addresses in client.who_has(client.futures_of(kept)).values():
-        name = names[addresses[0]]
-        count[name] = count.get(name, 0) + 1
-    return dict(sorted(count.items()))
 
 
 def product_table(runs: list[ProductRun], n: int) -> Table:

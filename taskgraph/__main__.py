@@ -1,4 +1,4 @@
-"""The command line: `taskgraph demo | run | plan | info | rules` (also `python -m taskgraph`)."""
+"""The command line: `taskgraph demo | run | plan | info | bench | rules` (also `python -m taskgraph`)."""
 
 from __future__ import annotations
 
@@ -159,6 +159,26 @@ def info(
     connection = _connection(scheduler, scheduler_file)
     cluster = None if connection else _cluster(cpus, gpus, emulated_gpus or 0, memory_limit)
     raise SystemExit(resolve("show_info")(connection, cluster, as_json))
+
+
+@main.command(short_help="Measure products on a cluster, beside their predictions.")
+@_scheduler_options
+@_cluster_options
+@click.option("--n", type=click.IntRange(2), help="Size of the matrices (by default sized to the machine).")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Runs, of which medians count.")
+@click.option("--json", "as_json", type=click.Path(dir_okay=False), help="Write the figures to this file, too.")
+def bench(
+    n: int | None, repeats: int, as_json: str | None, scheduler: str | None, scheduler_file: str | None,
+    cpus: int | None, gpus: str, emulated_gpus: int | None, memory_limit: str,
+) -> None:  # fmt: skip
+    """Measure products of square matrices on each kind of worker, and what a task costs.
+
+    Each stands beside what its plan predicts and what the devices' rates allow. Operands lie on the CPU workers when
+    the clock starts, results stay where they are made.
+    """
+    connection = _connection(scheduler, scheduler_file)
+    cluster = None if connection else _cluster(cpus, gpus, emulated_gpus or 0, memory_limit)
+    raise SystemExit(resolve("run_bench")(connection, cluster, n, repeats, as_json))
 
 
 @main.command(short_help="Show which operations have derivative rules.")

@@ -32,6 +32,7 @@ WHERE = {
     "LocalCluster": "deploy.local",
     "profile": "workers.profile",
     "bytes_per_s": "workers.network",
+    "run_bench": "deploy.bench",
     "run_demo": "deploy.demo",
     "run_script": "deploy.programs",
     "show_info": "deploy.programs",

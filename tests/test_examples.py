@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -156,6 +157,24 @@ def test_info_names_what_is_emulated() -> None:
     assert re.search(r"cpu-0 .* cpu ", done.stdout)
     assert re.search(r"gpu-0 .*emulated", done.stdout)
     assert "network: 1 GB/s" in done.stdout
+
+
+def test_bench(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    done = command(
+        *("-m", "taskgraph", "bench", "--n", "256", "--repeats", "1", "--json", str(path)),
+        *("--cpus", "1", "--gpus", "0", "--emulated-gpus", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    products = {(row["devices"], row["dtype"]): row for row in found["products"]}
+    kinds = "CPU workers", "GPU-pinned workers (emulated)", "both (emulated)"
+    assert set(products) == {(kind, dtype) for kind in kinds for dtype in ("float32", "float64")}
+    assert products["CPU workers", "float64"]["bytes_moved"] == 0
+    assert products["GPU-pinned workers (emulated)", "float64"]["bytes_moved"] >= 2 * 256 * 256 * 8
+    assert all(row["seconds"] > 0 and row["predicted_seconds"] > 0 for row in found["products"])
+    assert found["task_seconds"] > 0
+    assert "an empty task costs" in done.stdout
 
 
 def test_demo() -> None:

@@ -12,8 +12,9 @@ import pytest
 from distributed import Client
 
 import taskgraph as tg
-from deploy.demo import exact_rows, run_product
+from deploy.demo import exact_rows
 from deploy.local import LocalCluster
+from deploy.measure import run_product
 from workers import backend, counters, memory
 from workers.device_tile import DeviceTile, run
 from workers.kernels import gemm_panel, tree_add
@@ -264,8 +265,9 @@ class TestCluster:
         """The tutorial's product under each pin of the demo: right, and its tiles on workers of the pin's kinds."""
         n = 2048
         a, b = (tg.random.default_rng(seed).standard_normal((n, n), "float32").persist() for seed in range(2))
-        done = run_product(client, a, b, pin, pin, exact_rows(a.compute(), b.compute()))
-        assert done.error < 1e-5
+        with tg.device(pin):
+            done = run_product(client, a @ b)
+        assert exact_rows(a.compute(), b.compute()).error(done.kept.compute()) < 1e-5
         assert {name.partition("-")[0] for name in done.tiles} == set(pin.split("+"))
 
     def test_a_graph_with_pins_and_its_gradient(self, client):
