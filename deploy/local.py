@@ -17,17 +17,28 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_bytes
 from distributed import Nanny, Scheduler, SpecCluster, Worker
 from distributed.security import Security
+from distributed.utils import format_dashboard_link
 from distributed.worker_memory import parse_memory_limit
 
+from deploy.scratch import scratch_folder
+from deploy.secured import secured
 from scheduler_plugins.plugin import TilePlacement
 from workers import aligned
 from workers.backend import probe_gpus
+from workers.listening import is_loopback
 from workers.memory import DEVICE_FRACTION
 from workers.plugin import DeviceSetup
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+
+ANY_HOST = ("0.0.0.0", "::", "[::]")
+
+OPEN_DASHBOARD = (
+    "everyone who reaches {address} sees this cluster's dashboard, with names of tasks and lines of code: leave the "
+    "host out, and use `ssh -L`"
+)
 
 #: A worker that did not come up after so long never will. Importing CuPy from a network's disk and making the
 #: first CUDA context have taken most of a minute.
@@ -75,11 +86,13 @@ class LocalCluster(SpecCluster):
     memory_limit: of each worker's host memory, in bytes, as "4 GiB", or as a fraction of the machine's;
     "auto" shares the machine's among all workers alike, None sets no limit.
     memory_fraction: of each GPU's memory, that CuPy's pool may take.
-    security: a `distributed.Security`, or True for temporary credentials, as distributed's.
-    host: where everything listens: on the loopback device alone unless you say otherwise. Anyone who reaches
-    another address runs code as you, so give `security` with it.
-    dashboard_address: ":8787" by default, on `host` where it names none; another port where that one is
-    taken; None for no dashboard.
+    security: a `distributed.Security` (`deploy.tls.make_keys` gives one that other processes can load), True for
+    temporary keys that this process alone has, or False for none: then whoever reaches the cluster runs code as you.
+    By default there are temporary keys where `host` is beyond the loopback device, and none on it: on a machine that
+    other people use, say True.
+    host: where scheduler, workers and nannies listen: on the loopback device alone unless you say otherwise.
+    dashboard_address: ":8787" by default, on the loopback device where it names no host, since it asks nobody who
+    they are; another port where that one is taken; None for no dashboard.
     kwargs: `name`, `asynchronous`, `loop`, `silence_logs`, `scheduler_port`, `protocol`, `scheduler_kwargs`
     and `scheduler_sync_interval` are SpecCluster's and the scheduler's, as in distributed; the others are
     every worker's (`local_directory`, `env`, `plugins`, `resources`, ...).
@@ -87,7 +100,8 @@ class LocalCluster(SpecCluster):
     `scale` and `adapt` count all workers, and add or take CPU workers.
 
     Raises ValueError for counts below 0, other values of gpus, and more GPUs than there are; TypeError for
-    keywords that neither the cluster nor a worker knows; RuntimeError where a worker cannot start.
+    keywords that neither the cluster nor a worker knows; RuntimeError where a worker cannot start. Warns where
+    strangers can reach what they should not.
 
     >>> with LocalCluster(cpu_workers=1, emulated_gpus=1) as cluster:  # doctest: +SKIP
     ...     print(sorted(cluster.workers))
@@ -125,10 +139,14 @@ class LocalCluster(SpecCluster):
         if not _is_count(emulated_gpus):
             raise ValueError(f"emulated_gpus is a number of workers, at least 0, not {emulated_gpus!r}")
 
-        security = _security(security)
-        protocol = protocol or ("tls://" if security.require_encryption else "tcp://")
-        if not protocol.endswith("://"):
-            protocol += "://"
+        scheduler_kwargs = dict(scheduler_kwargs or {})
+        hosts = {host, scheduler_kwargs.get("host") or host}
+        security, protocol = secured(security, protocol, hosts)
+        dashboard = free_dashboard_address(dashboard_address, LOOPBACK)
+        self._http_host = dashboard.rpartition(":")[0]
+        if not is_loopback(self._http_host):
+            warnings.warn(OPEN_DASHBOARD.format(address=dashboard), stacklevel=2)
+        scratch = str(scratch_folder())
         common = {
             "host": host,
             "protocol": protocol,
@@ -138,10 +156,11 @@ class LocalCluster(SpecCluster):
                 memory_limit, 1, max(1, n_cpu + len(tokens) + emulated_gpus), logger=logger
             ),
             # Without an address of its own a worker's HTTP server listens on every interface.
-            "dashboard_address": f"{host}:0",
+            "dashboard_address": f"{LOOPBACK}:0",
             "dashboard": False,
             "death_timeout": START_TIMEOUT_S,
             "config": worker_config(),
+            "local_directory": scratch,
         } | worker_kwargs
         settings = {
             "memory_fraction": memory_fraction,
@@ -158,10 +177,11 @@ class LocalCluster(SpecCluster):
                 "protocol": protocol,
                 "security": security,
                 "dashboard": dashboard_address is not None,
-                "dashboard_address": free_dashboard_address(dashboard_address, host),
+                "dashboard_address": dashboard,
+                "local_directory": scratch,
                 "plugins": (TilePlacement(),),
             }
-            | dict(scheduler_kwargs or {}),
+            | scheduler_kwargs,
         }
         super().__init__(
             workers=workers,
@@ -177,6 +197,15 @@ class LocalCluster(SpecCluster):
 
     def _new_worker_name(self, worker_number: int) -> str:
         return f"cpu-{worker_number}"
+
+    @property
+    def dashboard_link(self) -> str:
+        """Where the dashboard is, as `distributed.dashboard.link` has it (a proxy's address, say); "" without one."""
+        # Dask takes the scheduler's host, at which the dashboard does not listen.
+        port = self.scheduler_info.get("services", {}).get("dashboard")
+        if port is None or self._http_host in ANY_HOST:
+            return str(super().dashboard_link)
+        return str(format_dashboard_link(self._http_host, port))
 
 
 def worker_specs(
@@ -383,16 +412,6 @@ def check_worker_keywords(keywords: Mapping[str, Any]) -> None:
 
 def _listed(value: str | Sequence[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
-
-
-def _security(security: Security | bool | None) -> Security:
-    if security is True:
-        security = Security.temporary()
-    elif not security:
-        security = Security()
-    if not isinstance(security, Security):
-        raise TypeError(f"security is a distributed.Security, True or None, not {type(security).__name__}")
-    return security
 
 
 def _is_count(value: object) -> bool:

@@ -34,6 +34,7 @@ from scheduler_plugins.placement import (
 )
 from scheduler_plugins.recall import Recalls, Waiting
 from taskgraph.plan import TAG, TaskTag
+from workers.listening import warning_of
 
 if TYPE_CHECKING:
     from distributed.scheduler import Scheduler, TaskState
@@ -490,5 +491,7 @@ def report(dask_scheduler: Any) -> dict[str, Any]:
 
 def dask_setup(scheduler: Scheduler) -> None:
     """Entry point of `dask scheduler --preload scheduler_plugins`; the scheduler starts the plugins itself."""
+    if told := warning_of("scheduler", scheduler):
+        logger.warning("%s", told)
     scheduler.add_plugin(TilePlacement(), idempotent=True)
     scheduler.add_plugin(KeptValues(), idempotent=True)

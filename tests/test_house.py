@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "taskgraph": ("taskgraph", "workers.backend", "workers.kernels", "workers.device_tile"),
     "autodiff": ("autodiff", "taskgraph"),
     "workers": ("workers",),
-    "scheduler_plugins": ("scheduler_plugins", "taskgraph.plan", "taskgraph.machine"),
+    "scheduler_plugins": ("scheduler_plugins", "taskgraph.plan", "taskgraph.machine", "workers.listening"),
     "deploy": ("",),
 }
 

@@ -25,6 +25,7 @@ from distributed.system import MEMORY_LIMIT
 
 from workers import aligned, backend, counters, emulated, memory, rates
 from workers.cache import EMULATED_SHARE, SHARE
+from workers.listening import warning_of
 from workers.profile import profile
 
 logger = logging.getLogger(__name__)
@@ -251,6 +252,8 @@ def dask_setup(
     """Set up a worker that was started with `--preload workers.plugin`."""
     if not isinstance(worker, Worker):
         raise TypeError(f"workers.plugin is a preload of workers, not of a {type(worker).__name__}")
+    if told := warning_of("worker", worker):
+        logger.warning("%s", told)
     setup = DeviceSetup(
         device,
         memory_fraction=memory_fraction,
