@@ -36,6 +36,7 @@ WHERE = {
     "run_demo": "deploy.demo",
     "run_script": "deploy.programs",
     "show_info": "deploy.programs",
+    "load_keys": "deploy.tls",
 }
 
 

@@ -197,6 +197,7 @@ def test_demo() -> None:
         ),
         (["info", "--gpus", "many"], "a number or 'auto'"),
         (["info", "--scheduler", "a", "--scheduler-file", "pyproject.toml"], "not both"),
+        (["info", "--tls", "docs"], "--tls is for the cluster"),
     ],
 )
 def test_bad_options(args: list[str], says: str) -> None:

@@ -8,16 +8,19 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import pytest
+from click.testing import CliRunner
 from distributed import Client
 from distributed.utils import get_ip
+from process_cluster import until
 
 from deploy.local import LocalCluster
+from taskgraph.__main__ import main
 from workers.listening import is_loopback
 
 HERE = Path(__file__).parent
@@ -111,6 +114,19 @@ def test_another_user_reads_nothing(guarded: Guarded, tried: dict[str, Any]) -> 
     assert tried["opened"] == []
 
 
+def test_the_command_line_comes_in_with_the_folder(guarded: Guarded) -> None:
+    keys = Path(guarded.told["keys"])
+    arguments = ["info", "--scheduler", guarded.told["scheduler"], "--tls", str(keys)]
+    done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, "cpu-0" in done.output) == (0, True), done.output
+    keys.chmod(0o755)
+    try:
+        done = CliRunner().invoke(main, arguments)
+    finally:
+        keys.chmod(0o700)
+    assert (done.exit_code, "open to others (mode 0755)" in done.output) == (1, True), done.output
+
+
 def processes(guarded: Guarded) -> list[psutil.Process]:
     return [psutil.Process(pid) for pid in guarded.told["processes"]]
 
@@ -144,6 +160,45 @@ def test_no_secret_in_arguments_environments_and_logs(guarded: Guarded) -> None:
     assert "distributed" in log
     assert not [line for line in guarded.secrets if line in log]
     assert "PRIVATE KEY" not in log
+
+
+@pytest.fixture
+def started(guarded: Guarded) -> Iterator[Callable[..., Callable[[], str]]]:
+    """Starts a `dask` command with the cluster's keys, as one does by hand; gives what reads its log."""
+    running = []
+
+    def start(command: str, *arguments: str) -> Callable[[], str]:
+        log = guarded.folder / f"{command}-{len(running)}.log"
+        key, certificate = f"{guarded.told['keys']}/key.pem", f"{guarded.told['keys']}/cert.pem"
+        tls = ["--tls-ca-file", certificate, "--tls-cert", certificate, "--tls-key", key]
+        with log.open("w") as written:
+            by_hand = [sys.executable, "-m", "dask", command, *tls, "--host", "127.0.0.1", *arguments]
+            running.append(subprocess.Popen(by_hand, stdout=written, stderr=written))
+        return log.read_text
+
+    yield start
+    for process in running:
+        process.terminate()
+    for process in running:
+        try:
+            process.wait(WAIT_S)
+        finally:
+            process.kill()
+
+
+def test_preloads_warn_of_what_everyone_can_reach(guarded: Guarded, started: Callable[..., Callable[[], str]]) -> None:
+    """Here by their HTTP servers alone: one line, where and what to do; and not a word where all is well."""
+    scheduler = "--protocol", "tls", "--port", "0", "--preload", "scheduler_plugins", "--dashboard-address"
+    worker = guarded.told["scheduler"], "--no-nanny", "--preload", "workers.plugin", "--dashboard-address"
+    logs = {"scheduler": started("scheduler", *scheduler, "0.0.0.0:0")}
+    logs["worker"] = started("worker", *worker, "0.0.0.0:0")
+    quiet = started("worker", *worker, "127.0.0.1:0")
+    for role, log in logs.items():
+        line = f"everyone can read this {role} at 0.0.0.0:"
+        until(lambda log=log, line=line: line in log(), f"the {role} warns", WAIT_S)
+        assert log().count("can run code as you") == 0
+    until(lambda: "Registered to" in quiet(), "the other worker is there", WAIT_S)
+    assert "everyone" not in quiet()
 
 
 def test_a_cluster_beyond_the_loopback_has_temporary_keys() -> None:
