@@ -125,7 +125,7 @@ def test_a_server_is_asked_where_it_listens(tmp_path: Path) -> None:
     told = str(warning_of("worker", server))
     assert "tcp://0.0.0.0:8786" in told
     assert ":::8787" in told
-    assert f"reads in {tmp_path / 'dask-scratch-space'}: start it with --local-directory" in told
+    assert f"reads in {tmp_path / 'dask-scratch-space'}: name a folder of your own" in told
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

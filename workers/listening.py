@@ -77,8 +77,8 @@ def warning(role: str, listening: Iterable[str], http: Iterable[str], scratch: P
         )
     if scratch is not None and is_others(scratch):
         parts.append(
-            f"other users can exchange files that this {role} reads in {scratch}: start it with "
-            "--local-directory and a folder of your own"
+            f"other users can exchange files that this {role} reads in {scratch}: name a folder "
+            "of your own in DASK_TEMPORARY_DIRECTORY"
         )
     return "; ".join(parts) or None
 
