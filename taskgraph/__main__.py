@@ -28,11 +28,18 @@ def _cluster_options(command: Any) -> Any:
     return command
 
 
+def _keep(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """For `_connection`, which all commands with these options call."""
+    context.meta[f"{__name__}.{option.name}"] = value
+
+
 def _scheduler_options(command: Any) -> Any:
     command = click.option(
         "--tls",
         type=click.Path(exists=True, file_okay=False),
         metavar="FOLDER",
+        expose_value=False,
+        callback=_keep,
         help="The folder of that cluster's keys.",
     )(command)
     command = click.option(
@@ -108,14 +115,14 @@ def demo(
 @click.argument("script", type=click.Path(exists=True, dir_okay=False))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(
-    script: str, args: tuple[str, ...], scheduler: str | None, scheduler_file: str | None, tls: str | None,
+    script: str, args: tuple[str, ...], scheduler: str | None, scheduler_file: str | None,
     cpus: int | None, gpus: str, emulated_gpus: int | None, memory_limit: str,
 ) -> None:  # fmt: skip
     """Run SCRIPT with ARGS: its tensors compute on a cluster without a line about it in the script.
 
     On the cluster named by --scheduler or --scheduler-file, or else on one started on this machine for the script.
     """
-    connection = _connection(scheduler, scheduler_file, tls)
+    connection = _connection(scheduler, scheduler_file)
     cluster = None if connection else _cluster(cpus, gpus, emulated_gpus or 0, memory_limit)
     raise SystemExit(resolve("run_script")(script, args, connection, cluster))
 
@@ -130,7 +137,7 @@ def run(
 @click.argument("expression")
 def plan_command(
     expression: str, dtype: str, html: str | None, as_json: str | None, file: str | None, scheduler: str | None,
-    scheduler_file: str | None, tls: str | None, **options: Any,
+    scheduler_file: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Predict EXPRESSION, such as "30000x30000 @ 30000x30000", on a machine, before anything runs.
 
@@ -141,7 +148,7 @@ def plan_command(
     from taskgraph.whatif import described, show_plan
 
     given = {name: value for name, value in options.items() if value is not None}
-    connection = _connection(scheduler, scheduler_file, tls)
+    connection = _connection(scheduler, scheduler_file)
     if bool(given) + bool(file) + bool(connection) > 1:
         raise click.UsageError("the machine is made up by options, or --machine's, or a cluster's: give one of them")
     if given and not (given.get("cpus") or given.get("gpus")):
@@ -159,11 +166,11 @@ def plan_command(
     "--json", "as_json", type=click.Path(dir_okay=False), help="Describe it in this file, for `plan --machine`."
 )
 def info(
-    scheduler: str | None, scheduler_file: str | None, tls: str | None, cpus: int | None, gpus: str,
-    emulated_gpus: int | None, memory_limit: str, as_json: str | None,
+    scheduler: str | None, scheduler_file: str | None, cpus: int | None, gpus: str, emulated_gpus: int | None,
+    memory_limit: str, as_json: str | None,
 ) -> None:  # fmt: skip
     """Show the devices of this machine, or of a cluster, and their measured rates."""
-    connection = _connection(scheduler, scheduler_file, tls)
+    connection = _connection(scheduler, scheduler_file)
     cluster = None if connection else _cluster(cpus, gpus, emulated_gpus or 0, memory_limit)
     raise SystemExit(resolve("show_info")(connection, cluster, as_json))
 
@@ -208,20 +215,20 @@ def _cluster(cpus: int | None, gpus: str, emulated_gpus: int | None, memory_limi
     }
 
 
-def _connection(scheduler: str | None, scheduler_file: str | None, tls: str | None) -> dict[str, Any]:
+def _connection(scheduler: str | None, scheduler_file: str | None) -> dict[str, Any]:
     """Arguments of `distributed.Client`, none where no cluster is named."""
     if scheduler and scheduler_file:
         raise click.UsageError("give --scheduler or --scheduler-file, not both")
     found: dict[str, Any] = {"address": scheduler} if scheduler else {}
     found |= {"scheduler_file": scheduler_file} if scheduler_file else {}
-    if tls:
+    context = click.get_current_context()
+    if tls := context.meta.get(f"{__name__}.tls"):
         if not found:
             raise click.UsageError("--tls is for the cluster that --scheduler or --scheduler-file names")
         try:
             found["security"] = resolve("load_keys")(Path(tls))
         except OSError as e:
             raise click.ClickException(str(e)) from e
-    context = click.get_current_context()
     for name in ("cpus", "gpus", "emulated_gpus", "memory_limit"):
         if found and context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT):
             option = "--" + name.replace("_", "-")
