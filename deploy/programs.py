@@ -16,6 +16,7 @@ from rich.table import Table
 
 from deploy.local import LocalCluster
 from taskgraph.machine import Machine
+from taskgraph.resume import listening
 from workers.backend import visible_gpus
 
 
@@ -50,7 +51,8 @@ def run_script(
         before = sys.argv, sys.path[:]
         sys.argv, sys.path[0:0] = [script, *args], [str(Path(script).resolve().parent)]
         try:
-            runpy.run_path(script, run_name="__main__")
+            with listening():
+                runpy.run_path(script, run_name="__main__")
         except SystemExit as end:
             return _exit_code(end)
         finally:

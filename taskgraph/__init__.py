@@ -54,6 +54,7 @@ from taskgraph.ops import *  # noqa: F403
 from taskgraph.plan import InfeasiblePlan, Plan
 from taskgraph.prediction import Prediction
 from taskgraph.random import randn
+from taskgraph.resume import StateSaved, resumable
 from taskgraph.session import Session, Variable, placeholder
 from taskgraph.tensor import Tensor, compute, no_grad, persist
 

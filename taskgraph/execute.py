@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +68,7 @@ def rewritten(exprs: Sequence[Expr]) -> tuple[Expr, ...]:
 
 def planned_chunks(expr: Expr, scheduler: Any = None) -> Chunks:
     """The blocks in which a run would make an expression: its plan may cut a product otherwise."""
-    return planned(with_values((expr,)), machine_of(_client_of(scheduler))).roots[0].chunks
+    return planned(with_values((expr,)), machine_of(client_of(scheduler))).roots[0].chunks
 
 
 def plan(what: Any, machine: Machine) -> Plan:
@@ -103,7 +104,7 @@ def simulate(what: Any, machine: Machine | None = None) -> Prediction:
         return predict(what)
     if isinstance(what, Plan):
         raise TypeError("simulate: a plan is for its own machine; give the tensor to plan it for another")
-    return predict(plan(what, machine or machine_of(_client_of())))
+    return predict(plan(what, machine or machine_of(client_of())))
 
 
 def lowered(exprs: Sequence[Expr], machine: Machine, keep: Sequence[bool] = ()) -> Lowered:
@@ -120,7 +121,7 @@ def lowered_for_dask(expr: Expr, known: Lowered | None = None) -> Lowered:
     another client is in force. (Dask asks several times for one run, and must get one answer.)
     """
     (now,) = with_values((expr,))
-    client = _client_of()
+    client = client_of()
     where = client.scheduler.address if client else None
     if known is not None and known.origin == (now, where):
         return known
@@ -130,7 +131,7 @@ def lowered_for_dask(expr: Expr, known: Lowered | None = None) -> Lowered:
 # -- where it runs -----------------------------------------------------------------------------------------------------
 
 
-def _client_of(scheduler: Any = None) -> Any:
+def client_of(scheduler: Any = None) -> Any:
     """The `distributed.Client` that Dask would use now, or for what a user gave it as `scheduler`; None where that is a
     local scheduler."""
     client = getattr(get_scheduler(scheduler=scheduler), "__self__", None)
@@ -140,14 +141,31 @@ def _client_of(scheduler: Any = None) -> Any:
 _ready: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
+#: Plans are made with the rates that this machine has, where its devices are there (`plans_as_on`).
+_before: ContextVar[Machine | None] = ContextVar("taskgraph_machine", default=None)
+
+
+def plans_as_on(machine: Machine | None) -> Machine | None:
+    """From now on plan with the rates of that machine's devices, measured anew or not; gives what was in force.
+
+    A worker that comes again, on a machine that is busy, measures other rates, and another plan may round otherwise.
+    """
+    before = _before.get()
+    _before.set(machine)
+    return before
+
+
 def machine_of(client: Any) -> Machine:
     """The machine behind a client (this process where None), made ready for our tasks on first use.
 
     Ready means: scheduler and workers have this package in this version, and the scheduler has our plugins.
     Raises RuntimeError with what to install where that is not so.
     """
-    if client is None:
-        return Machine.local()
+    before, found = _before.get(), Machine.local() if client is None else _machine_behind(client)
+    return found if before is None else found.as_known(before)
+
+
+def _machine_behind(client: Any) -> Machine:
     if client.asynchronous:
         raise TypeError("an asynchronous client cannot be asked for its machine here; use a synchronous one")
     if _ready.get(client) != client.scheduler.address:
@@ -223,7 +241,7 @@ def run(
     if not exprs:
         return []
     get: Any = get_scheduler(scheduler=scheduler) or local_get
-    client = _client_of(scheduler)
+    client = client_of(scheduler)
     machine = machine_of(client)
     graph = lowered(exprs, machine, keep if machine.is_cluster else ())
     outputs: Sequence[Output] = graph.outputs
@@ -377,7 +395,7 @@ def to_dask(expr: Expr) -> da.Array:
 def explain(exprs: Sequence[Expr], machine: Machine | None = None) -> str:
     """What a run would do: the plan of the products, whether they stand as written, the tasks of each device class."""
     values = with_values(exprs)
-    graph = lowered(values, machine or machine_of(_client_of()))
+    graph = lowered(values, machine or machine_of(client_of()))
     from taskgraph.show import tasks_per_kind
 
     counts = ", ".join(f"{n} on {kind} workers" for kind, n in sorted(tasks_per_kind(graph).items()))

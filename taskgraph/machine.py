@@ -120,7 +120,11 @@ class Machine:
 
     def to_file(self, path: str | Path) -> None:
         """Write the description as JSON, for `from_file` on any other machine."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        Path(path).write_text(self.to_json() + "\n")
+
+    def to_json(self) -> str:
+        """The description as JSON."""
+        return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Machine:
@@ -135,11 +139,26 @@ class Machine:
         True
         """
         try:
-            known = json.loads(Path(path).read_text())
-            return cls(**{**known, "devices": tuple(Device(**d) for d in known["devices"])})
+            return cls.from_json(Path(path).read_text())
         except (AttributeError, KeyError, TypeError, ValueError) as e:
             what = f"it lacks {e}" if isinstance(e, KeyError) else e
             raise ValueError(f"{path} describes no machine: {what}") from e
+
+    @classmethod
+    def from_json(cls, text: str) -> Machine:
+        """The machine that `to_json` described."""
+        known = json.loads(text)
+        return cls(**{**known, "devices": tuple(Device(**d) for d in known["devices"])})
+
+    def as_known(self, before: Machine) -> Machine:
+        """This machine with the rates that `before` says of the same devices, so that plans stay as they were.
+
+        The same: name, kind and threads are, and there is as much memory.
+        """
+        known = {(d.name, d.kind, d.threads, d.emulated): d for d in before.devices}
+        found = [(known.get((d.name, d.kind, d.threads, d.emulated)), d) for d in self.devices]
+        same = tuple(k if k is not None and k.memory_bytes <= d.memory_bytes else d for k, d in found)
+        return replace(self, devices=same)
 
     @classmethod
     def local(cls) -> Machine:

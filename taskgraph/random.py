@@ -86,6 +86,17 @@ class Generator:
     def __repr__(self) -> str:
         return f"tg.random.Generator(seed={self._seeds.entropy}, drawn={self._seeds.n_children_spawned})"
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where the stream is, as plain data; what is set here, it goes on from."""
+        seeds = self._seeds
+        return {"entropy": seeds.entropy, "spawn_key": list(seeds.spawn_key), "drawn": seeds.n_children_spawned}
+
+    @state.setter
+    def state(self, known: dict[str, Any]) -> None:
+        key = tuple(known["spawn_key"])
+        self._seeds = np.random.SeedSequence(known["entropy"], spawn_key=key, n_children_spawned=known["drawn"])
+
     def _make(self, method: str, size: Any, dtype: Any, chunks: Any, device: str | None, **params: Any) -> Tensor:
         low, high = (int(w) for w in self._seeds.spawn(1)[0].generate_state(2, np.uint64))
         shape = () if size is None else size

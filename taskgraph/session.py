@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,15 @@ class _State:
         return self.value.expr
 
 
+#: Every variable that somebody holds, in the order in which they were made.
+_living: weakref.WeakValueDictionary[int, Variable] = weakref.WeakValueDictionary()
+
+
+def variables() -> list[Variable]:
+    """The variables that somebody holds, in the order in which they were made."""
+    return list(_living.values())
+
+
 class Variable(Tensor):
     """A tensor that keeps a value between runs of a session and changes by `assign`.
 
@@ -76,6 +86,7 @@ class Variable(Tensor):
         first = Tensor(execute.with_values([first.expr])[0])
         n = serial()
         self.name = name or f"variable-{n}"
+        _living[n] = self
         self._state = _State(first)
         state = Opaque(self._state, f"variable-{n}")
         made = apply(

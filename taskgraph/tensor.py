@@ -189,6 +189,18 @@ class Tensor(Operators):
         return self.expr.device or "auto"
 
     @property
+    def pins(self) -> tuple[str | None, str | None]:
+        """The pin under which this tensor was made, and where it was put (`to`), None where it is free."""
+        return self.expr.device, self._placed
+
+    def repinned(self, made: str | None, placed: str | None) -> Tensor:
+        """The same values with the pins that another tensor had (`pins`); a leaf stays a leaf."""
+        with pinned(made):
+            same = Tensor(bind(self.expr.op, *self.expr.inputs, **self.expr.params), placed=placed)
+        same.requires_grad = self.is_leaf
+        return same
+
+    @property
     def requires_grad(self) -> bool:
         """Whether `backward` of what depends on this tensor reaches it; set it on a tensor to make it a leaf."""
         return self._requires_grad
