@@ -24,6 +24,7 @@ from taskgraph.plan import Plan
 from taskgraph.plan import plan as plan_products
 from taskgraph.prediction import Prediction
 from taskgraph.primitives import find
+from taskgraph.provenance import provenance
 from taskgraph.reassociate import flops, reassociate
 from taskgraph.simulate import simulate as predict
 from taskgraph.spec import validate
@@ -37,14 +38,15 @@ local_get = dask.threaded.get
 
 
 def with_values(exprs: Sequence[Expr], fed: Mapping[Expr, Expr] | None = None) -> tuple[Expr, ...]:
-    """The expressions with the values of placeholders (`fed`) and of variables in their places.
+    """The expressions with the values of placeholders (`fed`), of variables and of checkpoints in their places.
 
-    Raises ValueError, naming it, for a placeholder that is needed and not fed.
+    Raises ValueError, naming it, for a placeholder that is needed and not fed, and for a checkpoint of another value.
     """
-    values = dict(fed or {})
+    values, has_marks = dict(fed or {}), False
     for node in topological(exprs, until=values):
         if node in values:
             continue
+        has_marks = has_marks or node.op.name == "saved"
         if node.op.name == "variable":
             values[node] = node.params["state"].value.expr
         elif node.op.name == "placeholder":
@@ -53,7 +55,8 @@ def with_values(exprs: Sequence[Expr], fed: Mapping[Expr, Expr] | None = None) -
                 f"placeholder {name!r} ({node.dtype}, {node.shape}) was not fed; "
                 f"pass its value to Session.run(..., feed_dict={{{name}: ...}})"
             )
-    return substitute(exprs, values) if values else tuple(exprs)
+    found = substitute(exprs, values) if values else tuple(exprs)
+    return resolve("from_files")(found) if has_marks else found
 
 
 def planned(exprs: Sequence[Expr], machine: Machine) -> Plan:
@@ -236,10 +239,13 @@ def run(
     settle: wait for blocks that are left on a cluster's workers, too, and raise what any of them raised. names: of the
     variables that get the results, for error messages.
 
-    Raises LostValues where kept values that the expressions need are lost.
+    What is marked by `Tensor.checkpoint` is written before, in runs of its own. Raises LostValues where kept values
+    that the expressions need are lost.
     """
     if not exprs:
         return []
+    if any(node.op.name == "saved" for node in topological(exprs)):
+        exprs = resolve("through_files")(exprs, scheduler, **kwargs)
     get: Any = get_scheduler(scheduler=scheduler) or local_get
     client = client_of(scheduler)
     machine = machine_of(client)
@@ -296,15 +302,21 @@ def _results(
     behind: Behind,
     names: Sequence[str | None],
 ) -> list[Any]:
+    made: dict[str, dict[int | None, str]] = {}
+    digests = provenance(e for e, kept in zip(exprs, keep, strict=True) if kept)
+    for out, e, kept in zip(outputs, exprs, keep, strict=True):
+        if kept:
+            made.setdefault(out.name, {})[out.part] = digests[e]
     called: dict[str, tuple[str, ...]] = {}
     for out, name in zip(outputs, names or [None] * len(outputs), strict=True):
         if name is not None:
             called[out.name] = (*called.get(out.name, ()), name)
     steps: dict[str, Expr] = {}
-    return [
-        _kept(blocks, out, e, steps, behind, called.get(out.name, ())) if kept else assemble(blocks, e.ndim)
-        for blocks, out, e, kept in zip(found, outputs, exprs, keep, strict=True)
-    ]
+    results: list[Any] = []
+    for blocks, out, e, kept in zip(found, outputs, exprs, keep, strict=True):
+        about = steps, behind, called.get(out.name, ()), made.get(out.name, {})
+        results.append(_kept(blocks, out, e, *about) if kept else assemble(blocks, e.ndim))
+    return results
 
 
 def _collected(client: Any, futures: list[Any], keep: Sequence[bool], settle: bool) -> list[Any]:
@@ -332,7 +344,13 @@ def _copied(nested: Any) -> Any:
 
 
 def _kept(
-    blocks: Any, output: Output, expr: Expr, steps: dict[str, Expr], behind: Behind, names: tuple[str, ...]
+    blocks: Any,
+    output: Output,
+    expr: Expr,
+    steps: dict[str, Expr],
+    behind: Behind,
+    names: tuple[str, ...],
+    made: Mapping[int | None, str],
 ) -> Expr:
     """An expression of what was left in place; `steps` holds those tasks' results of which several are parts."""
     graph = dict(_pairs(output.keys, blocks))
@@ -343,9 +361,9 @@ def _kept(
     if before is not None:
         behind = Behind(before.depth, before.bases)
     if output.part is None:
-        return persisted(graph, output, expr.device, behind, names)
+        return persisted(graph, output, expr.device, behind, names, made)
     if output.name not in steps:
-        steps[output.name] = persisted(graph, Output(output.name, (), np.dtype(float)), None, behind, names)
+        steps[output.name] = persisted(graph, Output(output.name, (), np.dtype(float)), None, behind, names, made)
     return bind(find("part"), steps[output.name], index=output.part, shape=expr.shape, dtype=expr.dtype)
 
 
@@ -366,21 +384,25 @@ def persisted(
     device: str | None = None,
     behind: Behind = Behind(),  # noqa: B008 (it is frozen)
     names: tuple[str, ...] = (),
+    made: Mapping[int | None, str] | None = None,
 ) -> Expr:
     """An expression of blocks that exist: futures of a cluster, or arrays."""
     array = da.Array(dict(graph), output.name, output.chunks, dtype=output.dtype)
     with pinned(device):
         # kept twice, in two clusters perhaps, is two expressions
         token = f"{output.name}-kept-{serial()}"
-        return bind(find("dask"), array=Kept(array, token, behind.depth, behind.bases, names))
+        return bind(find("dask"), array=Kept(array, token, behind.depth, behind.bases, names, made))
 
 
-def persisted_from(graph: Lowered, device: str | None) -> tuple[Output, str | None, Behind]:
+def persisted_from(
+    graph: Lowered, device: str | None
+) -> tuple[Output, str | None, Behind, tuple[str, ...], dict[int | None, str]]:
     """What `persisted` takes for a tensor that Dask persists with this graph, but for the blocks.
 
     (Dask gives no place to cut a history, but the next run of ours can, and so must know of it.)
     """
-    return graph.outputs[0], device, lineage.behind((graph.origin[0],))
+    (expr, _) = graph.origin
+    return graph.outputs[0], device, lineage.behind((expr,)), (), {None: provenance((expr,))[expr]}
 
 
 def to_dask(expr: Expr) -> da.Array:

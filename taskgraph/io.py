@@ -31,6 +31,7 @@ import json
 import os
 import shutil
 import uuid
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,28 +68,13 @@ def save(path: str | os.PathLike[str], tree_: Any, **kwargs: Any) -> None:
     ...     tg.load(f"{folder}/model")
     {'w': tg.Tensor(dask, shape=(2, 2), dtype=float64, chunks=(2, 2), device=auto), 'step': 3}
     """
-    zarr = files.zarr_library()
-    at: list[Tensor] = []
-    structure = _described(tree_, "", at)
-    folder = Path(path).absolute()
-    _check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    generation = folder / f"data-{uuid.uuid4().hex}"
+    draft = Draft(path, tree_)
     try:
-        zarr.create_group(str(generation))
-        writes = [files.writing(t, generation / str(n)) for n, t in enumerate(at)]
-        tensor.compute(*[written for written, _ in writes], **kwargs)
-        for _, made in writes:
-            files.check_files(made)
-        _sync_folders(generation)
-        about = [{"chunks": [list(c) for c in t.chunks], "requires_grad": t.is_leaf} for t in at]
-        manifest = {"format": FORMAT, "version": VERSION, "data": generation.name, "tensors": about, "tree": structure}
-        _swap(folder, manifest)
+        tensor.compute(*draft.writes, **kwargs)
+        draft.finish()
     except BaseException:
-        if _manifest(folder).get("data") != generation.name:
-            shutil.rmtree(generation, ignore_errors=True)
+        draft.abandon()
         raise
-    _clean(folder, generation.name)
 
 
 def load(path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -103,17 +89,75 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Any:
     files.zarr_library()
     folder = Path(path).absolute()
     for _ in range(TRIES):
-        manifest = _manifest(folder)
+        manifest = _checked(folder)
         if not manifest:
             raise FileNotFoundError(f"load: there is no checkpoint at {folder}")
-        if (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-            raise OSError(f"load: {folder / MANIFEST} is none of ours, or of a newer version of this package")
         try:
             return _read_tree(folder, manifest, kwargs)
         except Exception:
             if _manifest(folder) == manifest:
                 raise
     raise OSError(f"load: the checkpoint at {folder} was replaced {TRIES} times while it was read")
+
+
+class Draft:
+    """A generation that is not yet what the manifest speaks of: the checkpoint `path` of a tree once it is finished.
+
+    writes: what is to be computed before that. Raises as `save`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], tree_: Any):
+        zarr = files.zarr_library()
+        at: list[Tensor] = []
+        structure = _described(tree_, "", at)
+        self.folder = Path(path).absolute()
+        _check_folder(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.generation = self.folder / f"data-{uuid.uuid4().hex}"
+        about = [{"chunks": [list(c) for c in t.chunks], "requires_grad": t.is_leaf} for t in at]
+        manifest = {"data": self.generation.name, "tensors": about, "tree": structure}
+        self._manifest = {"format": FORMAT, "version": VERSION, **manifest}
+        try:
+            zarr.create_group(str(self.generation))
+            writing = [files.writing(t, self.generation / str(n)) for n, t in enumerate(at)]
+        except BaseException:
+            self.abandon()
+            raise
+        self.writes = [writes for writes, _ in writing]
+        self._files = [made for _, made in writing]
+
+    def finish(self) -> None:
+        """Put it in the place of the checkpoint that was there."""
+        for made in self._files:
+            files.check_files(made)
+        _sync_folders(self.generation)
+        _swap(self.folder, self._manifest)
+        _clean(self.folder, self.generation.name)
+
+    def abandon(self) -> None:
+        """Remove it, unless it took its place."""
+        if _manifest(self.folder).get("data") != self.generation.name:
+            shutil.rmtree(self.generation, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint has, without its blocks: the tree, with each array as a number, and the arrays."""
+
+    tree: Any
+    arrays: tuple[Any, ...]
+    generation: Path
+
+
+def described(path: str | os.PathLike[str]) -> Content | None:
+    """What the checkpoint at `path` has; None where there is none. OSError where it is damaged, or none of ours."""
+    folder = Path(path).absolute()
+    manifest = _checked(folder)
+    if not manifest:
+        return None
+    generation = folder / manifest["data"]
+    arrays = tuple(_array(generation / str(n)) for n in range(len(manifest["tensors"])))
+    return Content(_restored(manifest["tree"], tuple(range(len(arrays)))), arrays, generation)
 
 
 # -- the tree ----------------------------------------------------------------------------------------------------------
@@ -136,7 +180,7 @@ def _described(node: Any, path: str, tensors: list[Tensor]) -> Any:
     return {"tensor": len(tensors) - 1}
 
 
-def _restored(node: dict[str, Any], tensors: tuple[Tensor, ...]) -> Any:
+def _restored(node: dict[str, Any], tensors: tuple[Any, ...]) -> Any:
     ((kind, content),) = node.items()
     if kind == "dict":
         return {key: _restored(child, tensors) for key, child in content}
@@ -182,6 +226,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _checked(folder: Path) -> dict[str, Any]:
+    manifest = _manifest(folder)
+    if manifest and (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise OSError(f"load: {folder / MANIFEST} is none of ours, or of a newer version of this package")
+    return manifest
+
+
 def _swap(folder: Path, manifest: dict[str, Any]) -> None:
     """Put the manifest in the old one's place, so that it is there after a power cut, too."""
     new = folder / f"{MANIFEST}-{uuid.uuid4().hex}"
@@ -218,15 +269,20 @@ def _sync_folders(top: Path) -> None:
 
 def _from_array(path: Path, chunks: Chunks) -> Tensor:
     """A saved tensor, cut as it was."""
+    array = _array(path)
+    name = f"load-{path.parent.name}-{path.name}"
+    return files.read(name, partial(read_block, str(path)), array.shape, array.dtype, chunks)
+
+
+def _array(path: Path) -> Any:
     try:
-        array = files.zarr_library().open_array(str(path), mode="r")
+        return files.zarr_library().open_array(str(path), mode="r")
     except Exception as e:
         raise OSError(f"load: {path} is damaged: {e}") from e
-    name = f"load-{path.parent.name}-{path.name}"
-    return files.read(name, partial(_read_saved, str(path)), array.shape, array.dtype, chunks)
 
 
-def _read_saved(path: str, start: Shape, shape: Shape) -> np.ndarray:
+def read_block(path: str, start: Shape, shape: Shape) -> np.ndarray:
+    """That rectangle of a saved array. OSError where a block is damaged or missing."""
     array = files.zarr_library().open_array(path, mode="r")
     if 0 in shape:
         return np.empty(shape, array.dtype)

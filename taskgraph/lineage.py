@@ -42,12 +42,14 @@ class Kept(Opaque):
     """Blocks that exist, as a Dask array (`value`), and what stands behind them.
 
     depth: how many runs they are made of, in a row, since their bases were cut; 0 for what was cut itself.
-    bases: the cut values that they are made of. names: of the variables that have this value.
+    bases: the cut values that they are made of. names: of the variables that have this value. made: the provenance
+    of the value (None), or of each part of it.
     """
 
     depth: int = 1
     bases: tuple[Kept, ...] = ()
     names: tuple[str, ...] = ()
+    made: Mapping[int | None, str] | None = None
 
     @property
     def keys(self) -> list[Key]:

@@ -94,6 +94,7 @@ _RULES: Mapping[str, Callable[[Expr, tuple[Expr, ...]], Expr | None]] = {
     "leaf": _drop,
     "stop_gradient": _drop,
     "argument": _drop,
+    "saved": _drop,  # a run has written it by now
     "checkpoint": _drop,  # what it makes again is in the graph by now, behind barriers, which stay
     "move": _drop_unpinned,
     "multiply": _factor_of_one,

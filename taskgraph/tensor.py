@@ -286,6 +286,30 @@ class Tensor(Operators):
 
         to_zarr(self, path, overwrite=overwrite, **kwargs)
 
+    def checkpoint(self, path: Any) -> Tensor:
+        """The same values, written to the folder `path` when they are first computed, and read from there ever after.
+
+        What stands behind them is then neither computed again nor remembered: not after the loss of workers, and not in
+        another process that makes the same expression, for instance the same script when its cluster was lost. Blocks
+        are written by the workers, which must see the same disk as the client; a kill leaves the folder whole or
+        without a value. Derivatives pass. (`tg.checkpoint(f)` is about memory: it computes again instead of keeping.)
+
+        The values are written by `compute`, `persist` and `Session.run`, before the rest of the run. What Dask itself
+        computes (`dask.compute(t)`, `t.to_dask()`) reads them where they are, and does not write.
+
+        Raises ImportError without Zarr; when it runs ValueError where `path` has the value of another expression,
+        FileExistsError where it is something else, OSError where files cannot be written, or are damaged.
+
+        >>> import tempfile, taskgraph as tg
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     y = tg.exp(tg.asarray([0.0, 1.0])).checkpoint(f"{folder}/y")
+        ...     float(tg.sum(y) + tg.sum(y))
+        7.43656365691809
+        """
+        from taskgraph.saved import checkpoint
+
+        return checkpoint(self, path)
+
     def numpy(self) -> Any:
         """`compute()`, under the name that PyTorch users know."""
         return self.compute()
@@ -440,5 +464,5 @@ class Tensor(Operators):
         return self._lowered
 
 
-def _from_persisted(graph: Any, output: Any, device: str | None, behind: Any, rename: Any = None) -> Tensor:
-    return Tensor(execute.persisted(graph, output, device, behind))
+def _from_persisted(graph: Any, *known: Any, rename: Any = None) -> Tensor:
+    return Tensor(execute.persisted(graph, *known))

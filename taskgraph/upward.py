@@ -21,6 +21,8 @@ WHERE = {
     "hvp": "autodiff.jacobian",
     "checkpoint": "autodiff.checkpoint",
     "check_grads": "autodiff.check",
+    "from_files": "taskgraph.saved",
+    "through_files": "taskgraph.saved",
     "TilePlacement": "scheduler_plugins.plugin",
     "KeptValues": "scheduler_plugins.lineage",
     "assign": "scheduler_plugins.placement",

@@ -614,6 +614,6 @@ EDGES: list[tuple[str, Build, Callable[[], Any]]] = [
 
 #: Rows that have no function of arrays to try: data and what stands for it; they have tests of their own.
 WITHOUT_CASES = {
-    "argument", "barrier", "checkpoint", "constant", "dask", "leaf", "part", "placeholder", "random", "read", "scatter",
-    "variable", "write",
+    "argument", "barrier", "checkpoint", "constant", "dask", "leaf", "part", "placeholder", "random", "read", "saved",
+    "scatter", "variable", "write",
 }  # fmt: skip

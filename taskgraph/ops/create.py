@@ -369,6 +369,9 @@ STOP = _marker("stop_gradient", passes_gradient=False)
 
 ARGUMENT = _marker("argument", passes_gradient=True)
 
+#: What is written to a file when it is computed, and read from there afterwards (`Tensor.checkpoint`): see `saved`.
+SAVED = _marker("saved", passes_gradient=True)
+
 #: A result of a call that the reverse pass makes again (tg.checkpoint): the value, then what it was made of. The rules
 #: here are what is true without that: it is the value.
 CHECKPOINT = primitive(
