@@ -55,6 +55,10 @@ THREADS_A_PROCESS = 8
 #: after some kills, 3 s with 3 s).
 CONNECT_TIMEOUT = "5s"
 
+#: So long tasks wait for a worker that may take them, then they fail: for ever by default in Dask. A worker that comes
+#: back needs no longer than one that starts.
+NO_WORKERS_TIMEOUT_S = float(START_TIMEOUT_S)
+
 #: dask-cuda's part of a spec is asked of a process of its own; it imports dask-cuda and makes a CUDA context.
 DASK_CUDA_TIMEOUT_S = 60
 
@@ -64,6 +68,18 @@ _OUR_NAME_FOR = {
     "threads_per_worker": "threads_per_cpu_worker",
     "nthreads": "threads_per_cpu_worker",
 }
+
+
+class ImpatientScheduler(Scheduler):
+    """Dask's, but tasks wait for a worker only so long where Dask's `no-workers-timeout` says nothing.
+
+    (It takes the time from the settings alone, and those are of the whole process.)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.no_workers_timeout is None:
+            self.no_workers_timeout = NO_WORKERS_TIMEOUT_S
 
 
 class LocalCluster(SpecCluster):
@@ -170,7 +186,7 @@ class LocalCluster(SpecCluster):
         gpus_of = gpu_options(tokens, protocol)
         workers, cpu_spec = worker_specs(common, settings, (n_cpu, cpu_threads), gpus_of, emulated_gpus)
         scheduler = {
-            "cls": Scheduler,
+            "cls": ImpatientScheduler,
             "options": {
                 "host": host,
                 "port": scheduler_port,

@@ -45,6 +45,7 @@ from numpy import (
 )
 
 from taskgraph import fft, linalg, optim, random, tree
+from taskgraph.connection import LostScheduler
 from taskgraph.device import device
 from taskgraph.execute import plan, simulate
 from taskgraph.io import load, save

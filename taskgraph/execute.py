@@ -14,7 +14,7 @@ import numpy as np
 from dask.array.core import concatenate3
 from dask.base import get_scheduler
 
-from taskgraph import lineage
+from taskgraph import connection, lineage
 from taskgraph.expr import Chunks, Expr, bind, pinned, serial, substitute, topological
 from taskgraph.lineage import Behind, Kept
 from taskgraph.lower import Lowered, Output, host_copies, lower
@@ -125,7 +125,10 @@ def lowered_for_dask(expr: Expr, known: Lowered | None = None) -> Lowered:
     """
     (now,) = with_values((expr,))
     client = client_of()
-    where = client.scheduler.address if client else None
+    where = None
+    if client:
+        connection.check(client)
+        where = client.scheduler.address
     if known is not None and known.origin == (now, where):
         return known
     return replace(lowered((now,), machine_of(client)), origin=(now, where))
@@ -162,7 +165,7 @@ def machine_of(client: Any) -> Machine:
     """The machine behind a client (this process where None), made ready for our tasks on first use.
 
     Ready means: scheduler and workers have this package in this version, and the scheduler has our plugins.
-    Raises RuntimeError with what to install where that is not so.
+    Raises RuntimeError with what to install where that is not so, LostScheduler without a connection.
     """
     before, found = _before.get(), Machine.local() if client is None else _machine_behind(client)
     return found if before is None else found.as_known(before)
@@ -171,12 +174,13 @@ def machine_of(client: Any) -> Machine:
 def _machine_behind(client: Any) -> Machine:
     if client.asynchronous:
         raise TypeError("an asynchronous client cannot be asked for its machine here; use a synchronous one")
-    if _ready.get(client) != client.scheduler.address:
-        _check_versions(client)
-        client.register_plugin(resolve("TilePlacement")())
-        client.register_plugin(resolve("KeptValues")())
-        _ready[client] = client.scheduler.address
-    return Machine.from_client(client)
+    with connection.losses_named(client):
+        if _ready.get(client) != client.scheduler.address:
+            _check_versions(client)
+            client.register_plugin(resolve("TilePlacement")())
+            client.register_plugin(resolve("KeptValues")())
+            _ready[client] = client.scheduler.address
+        return Machine.from_client(client)
 
 
 def _check_versions(client: Any) -> None:
@@ -240,7 +244,7 @@ def run(
     variables that get the results, for error messages.
 
     What is marked by `Tensor.checkpoint` is written before, in runs of its own. Raises LostValues where kept values
-    that the expressions need are lost.
+    that the expressions need are lost, LostScheduler where the scheduler is.
     """
     if not exprs:
         return []
@@ -256,7 +260,7 @@ def run(
         found = get(graph.graph.to_dict(), graph.keys, **kwargs)
     else:
         behind = lineage.behind(exprs)
-        with lineage.losses_named(client, exprs):
+        with connection.losses_named(client), lineage.losses_named(client, exprs):
             futures = client.get(graph.graph, graph.keys, sync=False, **kwargs)
             found = _collected(client, futures, keep, settle)
             del futures

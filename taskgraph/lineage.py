@@ -21,6 +21,7 @@ import dask
 from dask.core import flatten
 from dask.utils import key_split
 
+from taskgraph import connection
 from taskgraph.expr import Expr, Opaque, topological
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ def losses_named(client: Any, exprs: Sequence[Expr]) -> Iterator[None]:
     try:
         yield
     except CancelledError as error:
+        connection.check(client)  # or it is asked in vain
         lost = _lost(client, [node for node in topological(exprs) if kept(node) is not None])
         if lost is None:
             raise
