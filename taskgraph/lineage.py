@@ -118,10 +118,21 @@ def losses_named(client: Any, exprs: Sequence[Expr]) -> Iterator[None]:
         yield
     except CancelledError as error:
         connection.check(client)  # or it is asked in vain
+        _raise_own_errors(exprs)
         lost = _lost(client, [node for node in topological(exprs) if kept(node) is not None])
         if lost is None:
             raise
         raise LostValues(lost) from error
+
+
+def _raise_own_errors(exprs: Sequence[Expr]) -> None:
+    """Raise what the tasks of a kept value raised, if they did: the value was never there."""
+    from distributed import futures_of
+
+    for found in filter(None, map(kept, topological(exprs))):
+        for future in futures_of(found.value):
+            if future.status == "error":
+                future.result()
 
 
 def _lost(client: Any, leaves: Sequence[Expr]) -> str | None:

@@ -66,6 +66,11 @@ class Device:
             known = known.get(dtype.name) or known.get("float64") or max(known.values())
         return float(known) * 1e9 / self.threads
 
+    @property
+    def identity(self) -> tuple[str, str, int, bool]:
+        """What stays when a device is measured again."""
+        return self.name, self.kind, self.threads, self.emulated
+
     def computes(self, dtype: DType) -> bool:
         """Whether it has arithmetic of that dtype: an emulated GPU has the array API's types, not float16."""
         return not self.emulated or dtype != "float16"
@@ -151,14 +156,18 @@ class Machine:
         return cls(**{**known, "devices": tuple(Device(**d) for d in known["devices"])})
 
     def as_known(self, before: Machine) -> Machine:
-        """This machine with the rates that `before` says of the same devices, so that plans stay as they were.
+        """The machine to plan for so that plans stay those that were made for `before`.
 
-        The same: name, kind and threads are, and there is as much memory.
+        That is `before` itself where all devices of this one were there (one that is missing comes again, or others do
+        its work); else this machine with the rates that `before` has of the devices that it knows. The same device has
+        the same name, kind and threads, and no less memory.
         """
-        known = {(d.name, d.kind, d.threads, d.emulated): d for d in before.devices}
-        found = [(known.get((d.name, d.kind, d.threads, d.emulated)), d) for d in self.devices]
-        same = tuple(k if k is not None and k.memory_bytes <= d.memory_bytes else d for k, d in found)
-        return replace(self, devices=same)
+        known = {d.identity: d for d in before.devices}
+        found = [(known.get(d.identity), d) for d in self.devices]
+        same = [k if k is not None and k.memory_bytes <= d.memory_bytes else None for k, d in found]
+        if all(same):
+            return before
+        return replace(self, devices=tuple(k or d for k, d in zip(same, self.devices, strict=True)))
 
     @classmethod
     def local(cls) -> Machine:

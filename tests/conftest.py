@@ -74,6 +74,8 @@ def no_logged_exception(request: pytest.FixtureRequest) -> Iterator[None]:
         from process_cluster import DEATH, raised
 
         elsewhere = [record for record in elsewhere if raised(record) not in DEATH]
+        # the client asked a worker that died meanwhile, and asks again
+        kept.records = [r for r in kept.records if not r.getMessage().startswith("Couldn't gather keys")]
     if elsewhere and not request.node.get_closest_marker("logs_errors"):
         pytest.fail("exceptions were logged in other processes:\n" + "\n".join(elsewhere), pytrace=False)
     if kept.records and not request.node.get_closest_marker("logs_errors"):

@@ -145,7 +145,9 @@ class ProcessCluster:
 
     # -- workers
 
-    def start_worker(self, name: str, *, nthreads: int = 1, memory_limit: str = "0", host: str = "127.0.0.1") -> None:
+    def start_worker(
+        self, name: str, *, nthreads: int = 1, memory_limit: str = "0", host: str = "127.0.0.1", nanny: bool = False
+    ) -> None:
         """Start the worker `name`, whose kind is what stands before the dash; `wait_for` waits for it.
 
         host: 127.0.0.2 and so on are other hosts as far as Dask can tell.
@@ -155,7 +157,8 @@ class ProcessCluster:
         self._start(
             name,
             "worker",
-            *("--name", name, "--nthreads", str(nthreads), "--memory-limit", memory_limit, "--no-nanny"),
+            *("--name", name, "--nthreads", str(nthreads), "--memory-limit", memory_limit),
+            "--nanny" if nanny else "--no-nanny",
             *("--preload", str(preload), "--host", host, "--local-directory", str(self.directory)),
         )
 
