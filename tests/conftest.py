@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from distributed import Client
+    from slurm_site import SlurmSite
 
     from deploy.local import LocalCluster
 
@@ -105,6 +106,17 @@ def cluster(workers: LocalCluster) -> Iterator[Client]:
 
     with Client(workers) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmSite]:
+    """A real SLURM of three virtual nodes, for all tests with the marker of this name."""
+    from slurm_site import SlurmSite, missing
+
+    if reason := missing():
+        pytest.skip(reason)
+    with SlurmSite() as site:
+        yield site
 
 
 @pytest.hookimpl(wrapper=True)
