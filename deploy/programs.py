@@ -48,15 +48,21 @@ def run_script(
             f"taskgraph: on {client}, dashboard {client.dashboard_link}",
             file=sys.stderr,
         )
-        before = sys.argv, sys.path[:]
-        sys.argv, sys.path[0:0] = [script, *args], [str(Path(script).resolve().parent)]
-        try:
-            with listening():
-                runpy.run_path(script, run_name="__main__")
-        except SystemExit as end:
-            return _exit_code(end)
-        finally:
-            sys.argv, sys.path[:] = before
+        return run_here(script, args)
+
+
+def run_here(script: str, args: Sequence[str]) -> int:
+    """Run a Python script in this process, as its own program; its exit code. Its exceptions are shown as Python shows
+    them."""
+    before = sys.argv, sys.path[:]
+    sys.argv, sys.path[0:0] = [script, *args], [str(Path(script).resolve().parent)]
+    try:
+        with listening():
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        return _exit_code(end)
+    finally:
+        sys.argv, sys.path[:] = before
     return 0
 
 

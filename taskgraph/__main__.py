@@ -1,4 +1,4 @@
-"""The command line: `taskgraph demo | run | plan | info | bench | rules` (also `python -m taskgraph`)."""
+"""The command line: `taskgraph demo | run | plan | info | bench | rules | slurm` (also `python -m taskgraph`)."""
 
 from __future__ import annotations
 
@@ -201,6 +201,17 @@ def rules() -> None:
     from taskgraph.rules import rules as page
 
     click.echo(page(), nl=False)
+
+
+@main.command(
+    add_help_option=False,
+    short_help="Batch jobs of a SLURM cluster.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def slurm(args: tuple[str, ...]) -> None:
+    """Print batch scripts, submit them, follow jobs and use their clusters: see `taskgraph slurm --help`."""
+    resolve("slurm_commands")(args, prog_name="taskgraph slurm")
 
 
 def _cluster(cpus: int | None, gpus: str, emulated_gpus: int | None, memory_limit: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ WHERE = {
     "run_script": "deploy.programs",
     "show_info": "deploy.programs",
     "load_keys": "deploy.tls",
+    "slurm_commands": "deploy.slurm.command_line",
 }
 
 

@@ -17,6 +17,9 @@ from deploy.slurm.site import Pool, Site
 #: SLURM looks at its jobs once a minute, and so may send the warning that much early.
 EARLY_S = 60
 
+#: Workers leave so long before the limit, after the script has saved.
+LIFETIME_MARGIN_S = 60
+
 #: The warning's seconds before the limit, if nobody says otherwise. Chosen: a few GB to a shared disk, with room.
 WARN_SECONDS = 120
 
@@ -82,14 +85,17 @@ def render(site: Site, request: JobRequest) -> str:
     check_times(request)
     shares = share(site, request)
     lines = ["#!/bin/bash" + (" -l" if site.modules else "")]  # a login shell: there alone `module` is sure to be
-    lines += [f"# {described(request, shares)}", "# Written by `taskgraph slurm script`; edit it, and give it to sbatch."]
+    lines += [
+        f"# {described(request, shares)}",
+        "# Written by `taskgraph slurm script`; edit it, and give it to sbatch.",
+    ]
     lines += ["", *_common(site, request)]
     pools = list(_pools(site, request, shares))
     for i, (title, options) in enumerate(pools):
         # A heterogeneous job's options are its components' own: those above count for the first one alone.
         own = _limits(site, request) if i else []
         lines += ["", *["#SBATCH hetjob"] * bool(i), f"# {title}", *_directives([*own, *options])]
-    lines += ["", *_setup(site)]
+    lines += ["", *_setup(site, request)]
     return "\n".join([*lines, *_command(site, request, shares, het=len(pools) > 1), ""])
 
 
@@ -145,8 +151,8 @@ def _part(memory: str | None, workers: int) -> int | None:
 def check_times(request: JobRequest) -> None:
     """Raise ValueError where the job would be warned of its end before it could begin."""
     limit = seconds_of(request.time)
-    if request.warn_seconds < 1:
-        raise ValueError(f"--warn-seconds is at least 1, not {request.warn_seconds}")
+    if request.warn_seconds < 2:
+        raise ValueError(f"--warn-seconds is at least 2, not {request.warn_seconds}")
     if limit < request.warn_seconds + EARLY_S:
         raise ValueError(
             f"--time {request.time} ({limit} s) is shorter than the save warning: {request.warn_seconds} s before the "
@@ -164,7 +170,9 @@ def seconds_of(time: str) -> int:
     """
     found = _TIME.fullmatch(time)
     if not found:
-        raise ValueError(f"a time limit is MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]], not {time!r}")
+        raise ValueError(
+            f"a time limit is MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]], not {time!r}"
+        )
     numbers = [int(n) for n in found["rest"].split(":")]
     if found["days"] is not None:
         hours, minutes, seconds = numbers + [0] * (3 - len(numbers))
@@ -298,14 +306,16 @@ def _memory(site: Site, pool: Pool, cores: int) -> list[tuple[str, str | int | N
     return [("mem", f"{mebibytes}M")]
 
 
-def _setup(site: Site) -> list[str]:
+def _setup(site: Site, request: JobRequest) -> list[str]:
     """What runs before Python: the site's own lines of bash, modules, variables."""
     for module in site.modules:
         if module.startswith("-"):
             raise ValueError(f"the module {module!r} would be an option of `module load`")
-    lines = [*site.shell, *(f"module load {quoted(module)} || exit 1" for module in site.modules)]
+    log = _folder_word(request.folder + ".log")
+    lines = [f"chmod 600 {log}  # the log is its owner's alone, as all of the run folder", *site.shell]
+    lines += [f"module load {quoted(module)} || exit 1" for module in site.modules]
     lines += [f"export {name}={quoted(value)}" for name, value in site.environment.items()]
-    return [*lines, ""] if lines else []
+    return [*lines, ""]
 
 
 def _command(site: Site, request: JobRequest, shares: Shares, het: bool) -> list[str]:
@@ -322,7 +332,8 @@ def _command(site: Site, request: JobRequest, shares: Shares, het: bool) -> list
         words += [f"--gpu-memory-limit {shares.gpu_worker_memory}"]
     if site.interface:
         words += [f"--interface {quoted(site.interface)}"]
-    words += [f"--warn-seconds {request.warn_seconds}"] + ["--resume"] * request.resume
+    margin = min(LIFETIME_MARGIN_S, request.warn_seconds // 2)
+    words += [f"--warn-seconds {request.warn_seconds}", f"--lifetime-margin {margin}"] + ["--resume"] * request.resume
     words += [" ".join(["--", quoted(request.script), *map(quoted, request.args)])]
     # -P: a folder called `deploy` where the job is submitted is not ours
     return " \\\n    ".join([f"exec {quoted(python)} -P -m deploy.slurm.job", *words]).split("\n")

@@ -157,6 +157,3 @@ def _wanted(kind: Any, value: Any) -> str | None:
 def _frozen(table: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a dataclass that cannot change: lists as tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
-
-
-
