@@ -25,7 +25,7 @@ _OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("--partition", {"metavar": "NAME"}, "Of the CPU nodes, or of the one node."),
     ("--nodes", {"type": int, "default": 1, "show_default": True}, "Nodes with CPU workers."),
     ("--cpus-per-node", {"type": int}, "Cores of each that the job takes."),
-    ("--threads", {"type": click.IntRange(1)}, "Of each CPU worker [default: at most 8, so that they share the cores]."),
+    ("--threads", {"type": click.IntRange(1)}, "Of each CPU worker [default: at most 8]."),
     ("--gpu-partition", {"metavar": "NAME"}, "Of the GPU nodes."),
     ("--gpus", {"type": int, "default": 0, "show_default": True}, "Each has a worker of its own."),
     ("--gpu-nodes", {"type": int, "default": 1, "show_default": True}, "Nodes that have them, each as many."),

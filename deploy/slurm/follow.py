@@ -194,7 +194,7 @@ def unreachable(job: Job, address: str) -> SlurmError:
     """The error where a job's scheduler does not answer."""
     return SlurmError(
         f"the scheduler of job {job.number} at {address} cannot be reached from {socket.gethostname()}: `interface` in "
-        f"the site file names a network that both have, and `srun --jobid={job.number} --overlap --pty bash` works inside"
+        f"the site file names a network that both have, or go inside: `srun --jobid={job.number} --overlap --pty bash`"
     )
 
 

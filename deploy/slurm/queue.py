@@ -28,9 +28,9 @@ class NoAnswer(SlurmError):
 class Job:
     """One job as `scontrol` shows it; of a heterogeneous one, its first component with the other's troubles.
 
-    exit_code: of the batch script, as a shell gives it (128 + signal). start: when it began, or is expected to, as SLURM
-    writes it; None where it does not know. restarts: how often it went back into the queue. batch_host: the node on
-    which the script runs. output: the log, an absolute path. components: how many it has.
+    exit_code: of the batch script, as a shell gives it (128 + signal). start: when it began, or is expected to, as
+    SLURM writes it; None where it does not know. restarts: how often it went back into the queue. batch_host: the node
+    on which the script runs. output: the log, an absolute path. components: how many it has.
     """
 
     number: int
@@ -112,7 +112,7 @@ REASONS = (
     ("QOSNotAllowed|QOSJobLimit.*", "its QOS does not allow it in partition {partition}"),
     (
         "QOS.*",
-        "a limit of its QOS is reached ({reason}): it starts when jobs that count for it end; `sacctmgr show qos` shows it",
+        "a limit of its QOS is reached ({reason}): it starts when other jobs of the QOS end; see `sacctmgr show qos`",
     ),
     (
         "Assoc.*|MaxBB.*|.*Limit",

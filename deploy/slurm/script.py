@@ -29,6 +29,9 @@ CPUS_PER_GPU = 2
 #: Of a node's memory, for the scheduler and the user's script, which the first node has besides its workers. Chosen.
 HEAD_FRACTION = 0.1
 
+#: An option of `sbatch`: name and value, where None leaves it out; or one of the site's, as it is written there.
+Option = tuple[str, str | int | None] | str
+
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 
 
@@ -125,10 +128,12 @@ def share(site: Site, request: JobRequest) -> Shares:
         )
     if request.gpus % request.gpu_nodes:
         raise ValueError(f"--gpus {request.gpus} cannot be shared out among --gpu-nodes {request.gpu_nodes} alike")
-    pool = site.gpu if one_node else site.cpu
+    kind, pool = ("gpu", site.gpu) if one_node else ("cpu", site.cpu)
     cores = request.cpus_per_node or pool.cpus_per_node
     if cores is None:
-        raise ValueError("how many cores of a node: give --cpus-per-node N, or cpus_per_node in the site file")
+        raise ValueError(
+            f"how many cores of a node: give --cpus-per-node N, or [{kind}] cpus_per_node in the site file"
+        )
     gpus_per_node = request.gpus // request.gpu_nodes
     free = cores - gpus_per_node * request.cpus_per_gpu if one_node else cores
     if free < (request.threads or 1):
@@ -187,8 +192,8 @@ def seconds_of(time: str) -> int:
 def quoted(text: str) -> str:
     """The text as one word of bash, on one line, of which nothing is executed.
 
-    Line breaks are written as escapes: sbatch reads comments for other batch systems anywhere in a script, and a line of
-    an argument could be one. Raises ValueError for a NUL, which no argument may hold.
+    Line breaks are written as escapes: sbatch reads comments for other batch systems anywhere in a script, and a line
+    of an argument could be one. Raises ValueError for a NUL, which no argument may hold.
 
     >>> print(quoted("a b"), quoted("x$(y)"), quoted("two\\nlines"))
     'a b' 'x$(y)' $'two\\nlines'
@@ -230,7 +235,7 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _directives(options: Sequence[tuple[str, str | int | None] | str]) -> list[str]:
+def _directives(options: Sequence[Option]) -> list[str]:
     """Lines for sbatch; None says nothing. A text alone is the site's own option, as `--NAME=VALUE` or `--NAME`."""
     lines = []
     for item in options:
@@ -245,13 +250,13 @@ def _directives(options: Sequence[tuple[str, str | int | None] | str]) -> list[s
     return lines
 
 
-def _limits(site: Site, request: JobRequest) -> list[tuple[str, str | int | None]]:
+def _limits(site: Site, request: JobRequest) -> list[Option]:
     """What every component of a job is told."""
     return [("account", site.account), ("qos", site.qos), ("time", request.time)]
 
 
 def _common(site: Site, request: JobRequest) -> list[str]:
-    options = [
+    options: list[Option] = [
         ("job-name", request.name or PurePosixPath(request.script).stem),
         ("output", _checked_folder(request.folder) + ".log"),
         ("open-mode", "append"),
@@ -273,30 +278,29 @@ def _checked_folder(folder: str) -> str:
     return folder
 
 
-def _pools(
-    site: Site, request: JobRequest, shares: Shares
-) -> Iterator[tuple[str, list[tuple[str, str | int | None] | str]]]:
+def _pools(site: Site, request: JobRequest, shares: Shares) -> Iterator[tuple[str, list[Option]]]:
     """A title and sbatch's options for each component of the job."""
     # `--gres`, not `--gpus-per-node`: every step would take all GPUs, for srun reads that one from its environment.
     gres = ":".join(["gpu", *([site.gpu.gpu_type] if site.gpu.gpu_type else []), str(shares.gpus_per_node)])
-    partition = request.partition or site.cpu.partition
     gpu_partition = request.gpu_partition or site.gpu.partition
+    node: list[Option]
     if shares.one_node:
         cores = shares.workers * shares.threads + shares.gpus_per_node * request.cpus_per_gpu
-        options = [("partition", gpu_partition or partition), ("nodes", 1), ("ntasks", 1), ("cpus-per-task", cores)]
-        yield "The node.", [*options, ("gres", gres), *_memory(site, site.gpu, cores), *site.gpu.sbatch]
+        partition = request.gpu_partition or request.partition or site.gpu.partition or site.cpu.partition
+        node = [("partition", partition), ("nodes", 1), ("ntasks", 1), ("cpus-per-task", cores), ("gres", gres)]
+        yield "The node.", [*node, *_memory(site, site.gpu, cores), *site.gpu.sbatch]
         return
-    nodes = [("nodes", request.nodes), ("ntasks-per-node", shares.workers), ("cpus-per-task", shares.threads)]
-    memory = _memory(site, site.cpu, shares.workers * shares.threads)
-    yield "CPU nodes.", [("partition", partition), *nodes, *memory, *site.cpu.sbatch]
+    node = [("partition", request.partition or site.cpu.partition), ("nodes", request.nodes)]
+    node += [("ntasks-per-node", shares.workers), ("cpus-per-task", shares.threads)]
+    yield "CPU nodes.", [*node, *_memory(site, site.cpu, shares.workers * shares.threads), *site.cpu.sbatch]
     if request.gpus:
-        tasks = [("ntasks-per-node", shares.gpus_per_node), ("cpus-per-task", request.cpus_per_gpu), ("gres", gres)]
-        memory = _memory(site, site.gpu, shares.gpus_per_node * request.cpus_per_gpu)
-        nodes = [("partition", gpu_partition), ("nodes", request.gpu_nodes)]
-        yield "GPU nodes.", [*nodes, *tasks, *memory, *site.gpu.sbatch]
+        node = [("partition", gpu_partition), ("nodes", request.gpu_nodes), ("ntasks-per-node", shares.gpus_per_node)]
+        node += [("cpus-per-task", request.cpus_per_gpu), ("gres", gres)]
+        cores = shares.gpus_per_node * request.cpus_per_gpu
+        yield "GPU nodes.", [*node, *_memory(site, site.gpu, cores), *site.gpu.sbatch]
 
 
-def _memory(site: Site, pool: Pool, cores: int) -> list[tuple[str, str | int | None]]:
+def _memory(site: Site, pool: Pool, cores: int) -> list[Option]:
     """The option that asks for a node's memory, in SLURM's M of 2**20 bytes."""
     if not pool.memory or site.memory_flag == "none":
         return []

@@ -22,7 +22,7 @@ class Pool:
     """The nodes of one kind. What is None or empty is left to SLURM, or to the command line.
 
     cpus_per_node: cores of one node that the job takes. memory: of one node, in bytes.
-    gpu_type: as in `--gres=gpu:TYPE:N`. sbatch: more options of `sbatch` for this pool. srun: more of its steps' `srun`.
+    gpu_type: as in `--gres=gpu:TYPE:N`. sbatch: more options of `sbatch` for this pool. srun: of `srun` for its steps.
     """
 
     partition: str | None = None
@@ -84,8 +84,8 @@ def parse_site(text: str) -> Site:
         problem = _problem(key, value)
         if problem:
             raise ValueError(f"line {line_of(key, text)}: {problem}")
-    pools = {name: Pool(**_frozen(document.pop(name, {}))) for name in ("cpu", "gpu")}
-    return Site(**_frozen(document), **pools)
+    cpu, gpu = (Pool(**_frozen(document.pop(name, {}))) for name in ("cpu", "gpu"))
+    return Site(cpu=cpu, gpu=gpu, **_frozen(document))
 
 
 def line_of(key: tuple[str, ...], text: str) -> int:
