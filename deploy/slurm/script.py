@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from dask.utils import parse_bytes
 
 from deploy.local import split_cores
-from deploy.slurm.site import Pool, Site
+from deploy.slurm.site import Pool, Site, is_variable
 
 #: SLURM looks at its jobs once a minute, and so may send the warning that much early.
 EARLY_S = 60
@@ -32,7 +32,7 @@ HEAD_FRACTION = 0.1
 #: An option of `sbatch`: name and value, where None leaves it out; or one of the site's, as it is written there.
 Option = tuple[str, str | int | None] | str
 
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,11 @@ def _octal(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
+def printable(text: str) -> str:
+    """The text with _ for what cannot stand in an option of sbatch."""
+    return "".join(c if c.isprintable() else "_" for c in text)
+
+
 def directive(name: str, value: str | int) -> str:
     """One option of `sbatch` as a line, its value quoted in the way that sbatch itself undoes.
 
@@ -257,7 +262,7 @@ def _limits(site: Site, request: JobRequest) -> list[Option]:
 
 def _common(site: Site, request: JobRequest) -> list[str]:
     options: list[Option] = [
-        ("job-name", request.name or PurePosixPath(request.script).stem),
+        ("job-name", request.name or printable(PurePosixPath(request.script).stem)),
         ("output", _checked_folder(request.folder) + ".log"),
         ("open-mode", "append"),
         *_limits(site, request),
@@ -318,6 +323,9 @@ def _setup(site: Site, request: JobRequest) -> list[str]:
     log = _folder_word(request.folder + ".log")
     lines = [f"chmod 600 {log}  # the log is its owner's alone, as all of the run folder", *site.shell]
     lines += [f"module load {quoted(module)} || exit 1" for module in site.modules]
+    for name in site.environment:
+        if not is_variable(name):
+            raise ValueError(f"{name!r} is no name of an environment variable")
     lines += [f"export {name}={quoted(value)}" for name, value in site.environment.items()]
     return [*lines, ""]
 

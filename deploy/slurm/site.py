@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 import types
 import typing
@@ -11,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dask.utils import parse_bytes
+
 MemoryFlag = Literal["mem", "mem-per-cpu", "none"]
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TABLES = ("cpu", "gpu", "environment")
 
 
@@ -88,6 +88,11 @@ def parse_site(text: str) -> Site:
     return Site(cpu=cpu, gpu=gpu, **_frozen(document))
 
 
+def is_variable(name: str) -> bool:
+    """Whether bash takes this as the name of an environment variable."""
+    return name.isascii() and name.isidentifier()
+
+
 def line_of(key: tuple[str, ...], text: str) -> int:
     """The line, from 1, at which a TOML text first says something of a key.
 
@@ -126,7 +131,7 @@ def _problem(key: tuple[str, ...], value: Any) -> str | None:
     *above, name = key
     shown = ".".join(key)
     if above == ["environment"]:
-        if not _VARIABLE.fullmatch(name):
+        if not is_variable(name):
             return f"{name!r} is no name of an environment variable"
         return None if isinstance(value, str) else f"the value of {shown!r} is a text, not {value!r}"
     owner = Pool if above else Site
@@ -134,7 +139,7 @@ def _problem(key: tuple[str, ...], value: Any) -> str | None:
     if name not in types_of:
         where = f"[{above[0]}]" if above else "a site file"
         return f"the key {shown!r} is not known; {where} may have {', '.join(types_of)}"
-    wanted = _wanted(types_of[name], value)
+    wanted = _wanted(types_of[name], value) or (_wanted_bytes(value) if name == "memory" else None)
     return wanted and f"the value of {shown!r} is {wanted}, not {value!r}"
 
 
@@ -152,6 +157,14 @@ def _wanted(kind: Any, value: Any) -> str | None:
     if isinstance(kind, types.UnionType):
         return None if isinstance(value, str) and value else "a text"
     return "a table"
+
+
+def _wanted_bytes(value: str) -> str | None:
+    try:
+        parse_bytes(value)
+    except ValueError:
+        return "a number of bytes, such as '240GB'"
+    return None
 
 
 def _frozen(table: Mapping[str, Any]) -> dict[str, Any]:
