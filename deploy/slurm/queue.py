@@ -115,7 +115,7 @@ REASONS = (
         "a limit of its QOS is reached ({reason}): it starts when other jobs of the QOS end; see `sacctmgr show qos`",
     ),
     (
-        "Assoc.*|MaxBB.*|.*Limit",
+        "Assoc.*|Max.*|.*Limit",
         "a limit of its account or user is reached ({reason}): it starts when other jobs of theirs end",
     ),
 )
@@ -135,6 +135,7 @@ BACKFILL = (
 
 #: What to do about a refusal, by a word of SLURM's message.
 HINTS = (
+    ("job violates", "fewer nodes, less time or fewer jobs at once may be allowed"),
     ("invalid partition", "`sinfo -s` shows the partitions"),
     ("invalid account", "`sacctmgr show associations user=$USER` shows your accounts; give --account"),
     ("invalid qos", "`sacctmgr show qos` shows what there is"),
@@ -146,7 +147,6 @@ HINTS = (
         "`sinfo -o '%P %D %c %m %G'` shows nodes, cores, MB and GPUs",
     ),
     ("not permitted|access.*denied", "ask the administrators of the cluster for access, or take another partition"),
-    ("job violates|limit", "fewer nodes, less time or fewer jobs at once may be allowed"),
     ("heterogeneous|het ?job", "this SLURM may not allow jobs of several components: try --one-node"),
 )
 
