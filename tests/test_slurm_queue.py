@@ -104,7 +104,8 @@ WAITS = [
     ),
     (
         "PartitionNodeLimit",
-        "it asks for more nodes or time than partition cpu has, so it cannot start: `sinfo -s` shows what has",
+        "it asks for more nodes, cores, GPUs or time than partition cpu has, so it cannot start: `sinfo -s` shows what "
+        "there is",
     ),
     ("BadConstraints", "no node is as it asks for, so it cannot start"),
     ("InvalidAccount", "SLURM does not know its account, or it has no access to the partition: give --account"),
@@ -342,16 +343,19 @@ def test_a_log_grows_amid_a_character(tmp_path: Path) -> None:
     assert follow.Log.end_of(str(path), 1).more() == "�"
 
 
-def test_what_is_impossible_is_cancelled_at_submit(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def ask(*command: str, **given: object) -> str:
-        asked.append(command)
-        return {"sbatch": "7\n", "scontrol": record(reason="PartitionNodeLimit"), "scancel": ""}[command[0]]
-
-    monkeypatch.setattr(queue, "ask", ask)
-    with pytest.raises(
-        SlurmError, match=r"can never start the job: it asks for more nodes .* \(SLURM's reason is Part"
-    ):
+@pytest.mark.parametrize(
+    ("tested", "words"),
+    [
+        (refusal("sbatch", "allocation failure: Node count specification invalid"), "Node count specification invalid"),
+        ("sbatch: Job 8 to start at 2026-11-24T14:11:44", "SLURM says: PartitionNodeLimit$"),
+    ],
+)
+def test_what_is_impossible_is_cancelled_at_submit(
+    tested: str | SlurmError, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = Answers("7\n", record(reason="PartitionNodeLimit"), "", tested)
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(queue, "ask", lambda *command, **_: asked.append(command) or answers())
+    with pytest.raises(SlurmError, match=f"^the job is cancelled, since it asks for more nodes.*{words}"):
         queue.submit("#!/bin/bash\n")
-    assert asked == [("sbatch", "--parsable"), ("scontrol", "show", "job", "7"), ("scancel", "7")]
+    assert asked[1:3] == [("scontrol", "show", "job", "7"), ("scancel", "7")]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.slurm.command_line import checked_folder
 from deploy.slurm.script import JobRequest, directive, quoted, render, seconds_of, share
 from deploy.slurm.site import Pool, Site, line_of, parse_site, read_site
+from taskgraph.__main__ import main
 
 EXAMPLES = Path(__file__).parents[1] / "deploy" / "slurm" / "examples"
 
@@ -286,3 +290,68 @@ def sbatch_words(line: str) -> list[str]:
 )
 def test_words_of_bash(text: str, word: str) -> None:
     assert quoted(text) == word
+
+
+# -- the run folder
+
+
+def test_a_run_folder_that_exists_is_only_gone_on_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert checked_folder(None, resume=False) == f"{tmp_path}/taskgraph-%j"
+    assert checked_folder("new", resume=False) == f"{tmp_path}/new"
+    assert checked_folder("run", resume=True) == f"{tmp_path}/run"
+    for folder, resume, message in [
+        ("run", False, "exists: name another with --folder, or go on in it with --resume"),
+        ("new", True, "there is no run folder"),
+        (None, True, "name it with --folder"),
+        ("none/new", False, "there is no folder"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            checked_folder(folder, resume)
+
+
+def test_the_command_line_prints_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b.py").touch()
+    (tmp_path / "site.toml").write_text("[cpu]\ncpus_per_node = 4\n")
+    arguments = [
+        "slurm",
+        "script",
+        "--site",
+        "site.toml",
+        "--time",
+        "1:00:00",
+        "--partition",
+        "c",
+        "a b.py",
+        "--time",
+        "2",
+    ]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "#SBATCH --partition=c\n" in done.output
+    assert done.output.endswith(f"    -- '{tmp_path}/a b.py' --time 2\n")
+    assert f"exec {sys.executable} -P -m deploy.slurm.job" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--time", "2"], "shorter than the save warning"),
+        (["--time", "1:00:00", "--site", "bad.toml"], "bad.toml: line 1: the key 'acount' is not known"),
+        (["--time", "1:00:00", "--folder", "."], "exists: name another"),
+        (["--time", "1:00:00", "--nodez", "1"], "No such option"),
+    ],
+)
+def test_the_command_line_refuses_in_a_sentence(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.py").touch()
+    (tmp_path / "bad.toml").write_text("acount = 'p'\n")
+    for what in ("script", "submit"):
+        done = CliRunner().invoke(main, ["slurm", what, "--cpus-per-node", "4", *arguments, "a.py"])
+        assert done.exit_code in (1, 2)
+        assert message in done.output
+        assert "Traceback" not in done.output

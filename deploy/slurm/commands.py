@@ -36,6 +36,7 @@ class Options:
     gpu_steps: int = 0
     threads: int = 1
     memory_limit: str | None = None
+    gpu_memory_limit: str | None = None
     interface: str | None = None
     lifetime_margin: float = 60.0
     resume: bool = False
@@ -75,6 +76,7 @@ def scheduler_command(folder: Path, host: str) -> list[str]:
     }
     return [
         sys.executable,
+        "-P",
         "-m",
         "distributed.cli.dask_scheduler",
         *(f"--{key}={value}" for key, value in given.items()),
@@ -86,18 +88,19 @@ def step_command(options: Options, step: str, retire_at: float) -> list[str]:
     kind = step.partition("-")[0]
     prefix, threads = (options.cpu_step, options.threads) if kind == "cpu" else (options.gpu_step, 1)
     given: dict[str, Any] = {"folder": options.folder, "kind": kind, "name": step, "threads": threads}
-    given |= {"memory-limit": options.memory_limit, "interface": options.interface}
+    limit = options.memory_limit if kind == "cpu" else options.gpu_memory_limit or options.memory_limit
+    given |= {"memory-limit": limit, "interface": options.interface}
     if retire_at < math.inf:
         given |= {"retire-at": f"{retire_at:.0f}", "stagger": f"{options.lifetime_margin / 4:.1f}"}
     arguments = [f"--{key}={value}" for key, value in given.items() if value is not None]
-    return [*prefix, sys.executable, "-m", "deploy.slurm.worker", *arguments]
+    return [*prefix, sys.executable, "-P", "-m", "deploy.slurm.worker", *arguments]
 
 
 def script_command(options: Options) -> list[str]:
     """The user's script, as client of the job's cluster."""
     workers = (tasks_of(options.cpu_step) if options.cpu_step else 0) + options.gpu_steps
     own = [f"--folder={options.folder}", f"--workers={workers}"]
-    return [sys.executable, "-m", "deploy.slurm.client", *own, "--", *options.script]
+    return [sys.executable, "-P", "-m", "deploy.slurm.client", *own, "--", *options.script]
 
 
 def environment_of(folder: Path, given: Mapping[str, str]) -> dict[str, str]:

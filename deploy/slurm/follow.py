@@ -16,6 +16,7 @@ from distributed import Client
 
 from deploy.slurm import queue
 from deploy.slurm.queue import Job, SlurmError
+from deploy.slurm.worker import read_scheduler
 from deploy.tls import load_keys
 
 #: Between two questions to SLURM, whose controller all users share. Chosen: what `watch squeue` of one user costs.
@@ -165,13 +166,10 @@ def connection(number: int, folder: Path | None = None, timeout_s: float = CONNE
     if job.state != "RUNNING":
         raise SlurmError(f"only a running job has a cluster, and {queue.described(job)}")
     folder = folder or run_folder(job)
-    deadline = time.monotonic() + timeout_s
-    while not (folder / "scheduler.json").exists():
-        if time.monotonic() > deadline:
-            raise SlurmError(f"job {number} runs, but {folder}/scheduler.json did not appear within {timeout_s:.0f} s")
-        time.sleep(0.2)
-    address = json.loads((folder / "scheduler.json").read_text())["address"]
-    return job, {"address": address, "security": load_keys(folder / "tls"), "timeout": timeout_s}
+    scheduler = read_scheduler(folder / "scheduler.json", timeout_s)
+    if scheduler is None:
+        raise SlurmError(f"job {number} runs, but its {folder}/scheduler.json is not there after {timeout_s:.0f} s")
+    return job, {"address": scheduler["address"], "security": load_keys(folder / "tls"), "timeout": timeout_s}
 
 
 def connect(number: int, folder: Path | None = None, timeout_s: float = CONNECT_S) -> Client:

@@ -315,6 +315,7 @@ def supervise(options: Options, environment: Mapping[str, str]) -> int:
 @click.option("--gpu-steps", type=click.IntRange(0), default=0, help="How many of those.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each CPU worker.")
 @click.option("--memory-limit", help="Host memory of each worker.")
+@click.option("--gpu-memory-limit", help="Host memory of each GPU's worker, where it differs.")
 @click.option("--interface", help="The network interface at which everything listens, such as ib0.")
 @click.option("--warn-seconds", type=click.FloatRange(0), help="So long before its limit SLURM warns the job.")
 @click.option("--lifetime-margin", type=click.FloatRange(1), default=60.0, show_default=True,

@@ -103,7 +103,8 @@ REASONS = (
     ),
     (
         "PartitionNodeLimit|PartitionConfig",
-        "it asks for more nodes or time than partition {partition} has, so it cannot start: `sinfo -s` shows what has",
+        "it asks for more nodes, cores, GPUs or time than partition {partition} has, so it cannot start: `sinfo -s` "
+        "shows what there is",
     ),
     ("BadConstraints", "no node is as it asks for, so it cannot start"),
     ("ReservationDeleted", "its reservation is gone, so it cannot start"),
@@ -188,8 +189,17 @@ def submit(script: str) -> int:
     job = look(number)
     if never(job):
         ask("scancel", str(number))
-        raise SlurmError(f"SLURM can never start the job: {why(job)} (SLURM's reason is {job.reason}); it is cancelled")
+        raise SlurmError(f"the job is cancelled, since {why(job)}; SLURM says: {_slurms_own(job, script)}")
     return number
+
+
+def _slurms_own(job: Job, script: str) -> str:
+    """Why SLURM cannot start a job that it has taken: the message that it keeps to itself, or else its one word."""
+    try:
+        ask("sbatch", "--test-only", text=script)
+    except SlurmError as error:
+        return str(error)
+    return job.reason
 
 
 def look(number: int) -> Job:
