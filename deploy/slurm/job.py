@@ -141,6 +141,7 @@ class Supervisor:
         self._events: asyncio.Queue[decisions.Event] = asyncio.Queue()
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._users_umask = os.umask(0o077)
 
     async def run(self) -> decisions.Stop:
@@ -197,6 +198,8 @@ class Supervisor:
 
     async def _start_step(self, step: str, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
+        if self._closing:
+            return
         await self._start(step, step_command(self.options, step, self.retire_at))
         self._events.put_nowait(decisions.Started(step))
 
@@ -233,6 +236,7 @@ class Supervisor:
 
     async def _close(self) -> None:
         """End every process: the script, then the scheduler, which closes the workers, then the steps."""
+        self._closing = True
         await self._end([SCRIPT], SCRIPT_GRACE_S)
         self._send(SCHEDULER, signal.SIGTERM)
         # Before the wait: a job that is cancelled may be killed in it. Connections that stand need no keys.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -50,6 +51,23 @@ def device_environment(kind: str, environment: Mapping[str, str]) -> dict[str, s
         return {"TASKGRAPH_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     emulated = environment.get("TASKGRAPH_DEVICE") == "emulated-gpu"
     return {"TASKGRAPH_DEVICE": "emulated-gpu" if emulated else "gpu"}
+
+
+def memory_of_task(environment: Mapping[str, str]) -> str | None:
+    """The host memory that SLURM gave a task of this step, in bytes; None where it does not tell.
+
+    Dask would share out the limit of one task by the node's cores once more.
+
+    >>> memory_of_task({"SLURM_MEM_PER_CPU": "500", "SLURM_CPUS_PER_TASK": "4"}) == str(2000 * 2**20)
+    True
+    """
+    per_cpu, per_node = (int(environment.get(f"SLURM_MEM_PER_{of}") or 0) for of in ("CPU", "NODE"))
+    if per_cpu:
+        return str(per_cpu * int(environment.get("SLURM_CPUS_PER_TASK") or 1) * 2**20)
+    tasks = [
+        int(number) for number in re.findall(r"(\d+)(?:\(|,|$)", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    ]
+    return str(per_node * 2**20 // max(tasks)) if per_node else None
 
 
 def dask_arguments(
@@ -120,7 +138,7 @@ def main(
     print(f"{name} on {socket.gethostname()}, {host}: {os.environ['TASKGRAPH_DEVICE']}, CUDA_VISIBLE_DEVICES="
           f"{os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)  # fmt: skip
     try:
-        arguments = dask_arguments(folder, name, host, threads, memory_limit, lifetime)
+        arguments = dask_arguments(folder, name, host, threads, memory_limit or memory_of_task(os.environ), lifetime)
         dask_worker([*arguments, f"--local-directory={scratch}"])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,305 @@
+"""Batch jobs under a real SLURM: what the supervisor does to real processes. GPUs are emulated, their pinning is not.
+
+All jobs are submitted at once, since most of a job's time is the start and the end of its processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_cluster import until
+from slurm_site import SlurmSite
+
+ROOT = Path(__file__).parents[1]
+
+# What is killed is not there to say goodbye.
+pytestmark = [pytest.mark.slurm, pytest.mark.kills_workers, pytest.mark.timeout(180)]
+
+#: An example with a known result, then a product of tiles on GPUs, which is taken again after each loss.
+HETEROGENEOUS = f"""
+import os, runpy, time
+from pathlib import Path
+import numpy as np
+from distributed import get_client
+import taskgraph as tg
+
+folder = Path(os.environ["TASKGRAPH_RUN_FOLDER"])
+runpy.run_path({str(ROOT / "examples" / "define_by_run.py")!r}, run_name="__main__")
+
+numbers = np.random.default_rng(7)
+a, b = numbers.random((512, 512)), numbers.random((512, 512))
+product = (tg.asarray(a, chunks=128) @ tg.asarray(b, chunks=128)).persist()
+first = product.compute()
+print("right", np.allclose(first, a @ b))
+(folder / "held").touch()
+for loss in ("a GPU", "all GPUs", "the CPUs"):
+    end = time.monotonic() + 90
+    while not (folder / f"lost {{loss}}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    print("without", loss, "same", np.array_equal(product.compute(), first))
+    get_client().wait_for_workers(4, timeout=60)
+    (folder / f"back {{loss}}").touch()
+"""
+
+#: Steps on a number's way; the warning is taken note of between two, and the way goes on where it was.
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+import taskgraph as tg
+
+warned = []
+signal.signal(signal.SIGUSR1, lambda *_: warned.append(True))
+folder = Path(os.environ["TASKGRAPH_RUN_FOLDER"])
+saved = folder / "state" / "x.npy"
+matrix = tg.asarray(np.random.default_rng(3).standard_normal((64, 64)) / 8, chunks=32)
+
+def step(x):
+    return tg.tanh(matrix @ tg.asarray(x, chunks=32)).compute()
+
+start = np.ones((64, 64))
+x, k = (np.load(saved), int((folder / "state" / "k").read_text())) if saved.exists() else (start, 0)
+print("from step", k)
+while k < 6:
+    x, k = step(x), k + 1
+    (folder / "under way").touch()
+    while k == 3 and not saved.exists() and not warned:
+        signal.pause()
+    if warned:
+        np.save(saved, x)
+        (folder / "state" / "k").write_text(str(k))
+        sys.exit(75)
+for _ in range(6):
+    start = step(start)
+print("bits", np.array_equal(x, start))
+sys.exit(7)
+"""
+
+WAITING = """
+import os, signal
+from pathlib import Path
+(Path(os.environ["TASKGRAPH_RUN_FOLDER"]) / "under way").touch()
+signal.pause()
+"""
+
+ONE_CPU = "#SBATCH --partition={} --ntasks=1 --time=5 --requeue --open-mode=append --signal=B:USR1@120\n"
+ONE_STEP = "--cpu-step 'srun --ntasks=1 --cpus-per-task=1'"
+
+BROKEN = 'srun --ntasks=1 sh -c "echo no module cupy; exit 9"'
+
+HET_HEAD = """\
+#SBATCH --partition=cpu --nodes=2 --ntasks=2 --cpus-per-task=2 --time=5 --requeue --open-mode=append
+#SBATCH hetjob
+#SBATCH --partition=gpu --nodes=1 --gres=gpu:2 --ntasks=2 --cpus-per-task=1 --time=5
+"""
+HET_STEPS = (
+    "--cpu-step 'srun --het-group=0 --nodes=2 --ntasks=2 --cpus-per-task=2' --threads 2 --gpu-steps 2 "
+    "--gpu-step 'srun --het-group=1 --nodes=1 --ntasks=1 --cpus-per-task=1 --exact --gpus-per-task=1'"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A submitted job, in a folder of its own."""
+
+    site: SlurmSite
+    name: str
+    job: int
+
+    @property
+    def folder(self) -> Path:
+        return self.site.folder / self.name
+
+    @property
+    def output(self) -> str:
+        return (self.site.folder / f"{self.name}.out").read_text()
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return json.loads((self.folder / "status.json").read_text())
+
+    def log(self, step: str) -> str:
+        return (self.folder / "logs" / f"{step}.log").read_text()
+
+    def end(self, state: str, timeout: float = 90) -> str:
+        """Wait for this end of the job; its exit code."""
+        final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        found = self.site.wait(self.job, final, timeout)
+        assert found["JobState"] == state, f"{found}\n{self.output}"
+        return found["ExitCode"].split(":")[0]
+
+    def reach(self, mark: str) -> None:
+        """Wait until the script has written a file of this name."""
+        until(lambda: (self.folder / mark).exists() or self.over(), f"{self.name}: {mark}", 90)
+        assert (self.folder / mark).exists(), self.output
+
+    def over(self) -> bool:
+        return self.site.job(self.job)["JobState"] not in ("PENDING", "RUNNING")
+
+    def processes(self) -> dict[int, str]:
+        """Those whose command line or environment names the run's folder."""
+        return {pid: line for pid, line in self.site.processes().items() if str(self.folder) in environment(pid) + line}
+
+    def steps(self, node: str) -> list[str]:
+        """Numbers of the steps that run on a node."""
+        shown = self.site.run("squeue", "--steps", "--noheader", "--format=%i %N").stdout.splitlines()
+        own = {component["JobId"] for component in self.site.components(self.job)}
+        found = [line.split() for line in shown if len(line.split()) == 2]
+        return [step for step, where in found if where.startswith(node) and step.split(".")[0] in own
+                and step.split(".")[1].isdigit()]  # fmt: skip
+
+
+def environment(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().replace(b"\0", b"\n").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""  # it ended meanwhile
+
+
+@pytest.fixture(scope="module")
+def submit(slurm: SlurmSite) -> Callable[..., Run]:
+    def submitted(name: str, script: str, head: str, steps: str, **variables: str) -> Run:
+        (slurm.folder / f"{name}.py").write_text(script)
+        python = [f"PYTHONPATH={ROOT}", *(f"{key}={value}" for key, value in variables.items()), sys.executable]
+        text = (
+            f"#!/bin/bash\n{head}\nexec env {' '.join(python)} -m deploy.slurm.job --folder {name} --interface lo "
+            f"{steps} -- {name}.py\n"
+        )
+        return Run(slurm, name, slurm.submit(text, f"--output={name}.out"))
+
+    return submitted
+
+
+@pytest.fixture(scope="module")
+def runs(submit: Callable[..., Run]) -> dict[str, Run]:
+    on_cpu, on_gpu = ONE_CPU.format("cpu"), ONE_CPU.format("gpu")
+    return {
+        "het": submit("het", HETEROGENEOUS, HET_HEAD, HET_STEPS, TASKGRAPH_DEVICE="emulated-gpu"),
+        "warned": submit("warned", INTERRUPTED, on_cpu, ONE_STEP),
+        "cancelled": submit("cancelled", WAITING, on_cpu, ONE_STEP),
+        "headless": submit("headless", WAITING, on_cpu, ONE_STEP),
+        "broken": submit(
+            "broken", WAITING, on_gpu, "--cpu-step 'srun --ntasks=1 sh -c \"echo no module cupy; exit 9\"'"
+        ),
+    }
+
+
+def test_a_heterogeneous_job_survives_the_loss_of_its_steps(runs: dict[str, Run]) -> None:
+    run = runs["het"]
+    run.reach("held")
+
+    # Who listens, and who could read the key.
+    listeners = run.site.listeners()
+    assert len(listeners) > 10
+    assert all(address.startswith("127.0.0.1:") for address in listeners), listeners
+    secret = (run.folder / "tls" / "key.pem").read_text().splitlines()[1]
+    processes = run.processes()
+    assert len(processes) > 10
+    told = [line + environment(pid) for pid, line in processes.items()]
+    told += [path.read_text() for path in (run.folder / "logs").iterdir()] + [run.output]
+    assert not any(secret in text for text in told)
+    own = [run.folder, *(run.folder / "logs").iterdir(), *(run.folder / "tls").iterdir(), *run.folder.glob("*.json")]
+    assert [path for path in own if path.stat().st_mode & 0o077] == []
+
+    # Each GPU's step sees its own.
+    seen = {step: run.log(step).partition("CUDA_VISIBLE_DEVICES=")[2].split()[0] for step in ("gpu-0", "gpu-1")}
+    assert set(seen.values()) == {"0", "1"}
+    assert run.log("cpu").count("cpu, CUDA_VISIBLE_DEVICES=\n") == 2
+
+    for loss, steps in (("a GPU", 1), ("all GPUs", 2), ("the CPUs", 1)):
+        lost = until(lambda n=steps, on="cpu" if "CPU" in loss else "gpu": run.steps(on)[:n], "steps run")
+        assert len(lost) == steps
+        # Of a heterogeneous job's first component scancel does it, and fails to find the step in the others.
+        run.site.run("scancel", *lost, check=False)
+        until(lambda gone=set(lost): not gone & {*run.steps("gpu"), *run.steps("cpu")}, "the steps are gone")
+        (run.folder / f"lost {loss}").touch()
+        run.reach(f"back {loss}")
+        assert f"without {loss} same True" in run.output
+    assert run.end("COMPLETED") == "0"
+    assert run.output.count("26.") == 2
+    assert "right True" in run.output
+    assert run.output.count("it is started again") == 4
+    status = run.status
+    assert (status["phase"], status["exit_code"], status["restarts"]) == ("ended", 0, 0)
+    nothing_left(run)
+
+
+def test_a_warned_script_goes_on_where_it_was_and_its_code_is_the_jobs(runs: dict[str, Run]) -> None:
+    run = runs["warned"]
+    run.reach("under way")
+    until(lambda: "from step 0" in run.output, "the script runs")
+    run.site.run("scancel", "--batch", "--signal=USR1", run.job)
+    until(lambda: run.status["phase"] == "requeued", "it is requeued", 60)
+    nothing_left(run)
+    run.site.wait(run.job, "PENDING")
+    # SLURM holds it for two minutes otherwise, and cannot start it within the second of its end.
+    until(lambda: start_now(run), "SLURM starts it again")
+    assert run.end("FAILED") == "7"
+    assert run.site.job(run.job)["Restarts"] == "1"
+    assert "restart 1: it goes on" in run.output
+    assert "from step 3\nbits True\n" in run.output
+    assert (run.status["restarts"], run.status["exit_code"]) == (1, 7)
+    nothing_left(run)
+
+
+def start_now(run: Run) -> bool:
+    """Whether the job runs; it is asked to start where it waits."""
+    state = run.site.job(run.job)["JobState"]
+    if state == "PENDING":
+        time.sleep(1)
+        run.site.run("scontrol", "update", f"JobId={run.job}", "StartTime=now", check=False)
+    return state not in ("PENDING", "COMPLETING")
+
+
+def test_a_cancelled_job_leaves_nothing(runs: dict[str, Run]) -> None:
+    run = runs["cancelled"]
+    run.reach("under way")
+    run.site.run("scancel", run.job)
+    run.end("CANCELLED", timeout=20)
+    until(lambda: run.status["phase"] == "ended", "the supervisor has ended it itself", 10)
+    assert run.status["exit_code"] == 128 + signal.SIGTERM
+    nothing_left(run)
+
+
+def test_a_dead_scheduler_ends_the_job(runs: dict[str, Run]) -> None:
+    run = runs["headless"]
+    run.reach("under way")
+    [scheduler] = [pid for pid, line in run.processes().items() if "dask_scheduler" in line]
+    os.kill(scheduler, signal.SIGKILL)
+    assert run.end("FAILED", timeout=30) == "1"
+    assert "the scheduler died with exit code 137" in run.status["reason"]
+    nothing_left(run)
+
+
+def test_a_job_whose_workers_never_live_says_why(runs: dict[str, Run]) -> None:
+    run = runs["broken"]
+    assert run.end("FAILED", timeout=60) == "1"
+    assert "no step is left: step cpu ended with exit code 9" in run.output
+    assert "no module cupy" in run.output
+    assert "the script starts" not in run.output
+    nothing_left(run)
+
+
+def test_a_run_folder_that_exists_is_refused(submit: Callable[..., Run], slurm: SlurmSite) -> None:
+    (slurm.folder / "taken").mkdir()
+    run = submit("taken", WAITING, ONE_CPU.format("gpu"), ONE_STEP)
+    assert run.end("FAILED", timeout=30) == str(os.EX_CANTCREAT)
+    assert f"the run folder {run.folder} exists: name another" in run.output
+    assert list(run.folder.iterdir()) == []
+
+
+def nothing_left(run: Run) -> None:
+    """No process, no key and no address of the run."""
+    until(lambda: not run.processes(), "its processes have ended", 10)
+    assert not (run.folder / "tls").exists()
+    assert not (run.folder / "scheduler.json").exists()
