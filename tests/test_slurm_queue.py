@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import socket
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from deploy.slurm import follow, queue
+from deploy.slurm.command_line import slurm_commands
 from deploy.slurm.queue import NoAnswer, SlurmError, described, never, parse_job, parse_number, refusal
+from deploy.tls import make_keys
 
 #: One component of a job as `scontrol show job` prints it; the blanks, and quotes in the paths, are SLURM's own.
 RECORD = """\
@@ -133,8 +139,6 @@ def test_why_a_job_waits_is_one_sentence(reason: str, sentence: str) -> None:
 
 def test_a_reason_that_is_its_own_row_is_reached() -> None:
     """No row of the table hides behind one above it that takes the same words."""
-    import re
-
     for i, (pattern, _) in enumerate(queue.REASONS):
         words = [word.replace(".*", "") for word in pattern.split("|")]
         for word in words:
@@ -359,3 +363,70 @@ def test_what_is_impossible_is_cancelled_at_submit(
     with pytest.raises(SlurmError, match=f"^the job is cancelled, since it asks for more nodes.*{words}"):
         queue.submit("#!/bin/bash\n")
     assert asked[1:3] == [("scontrol", "show", "job", "7"), ("scancel", "7")]
+
+
+# -- connecting
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The run folder of a running job, with keys and nothing else."""
+    folder = tmp_path / "run"
+    folder.mkdir(0o700)
+    make_keys(folder / "tls")
+    answer = record(state="RUNNING", nodes="cpu0", host="   BatchHost=cpu0\n")
+    answer = re.sub("StdOut=.*", lambda _: f"StdOut={folder}.log", answer)
+    monkeypatch.setattr(queue, "ask", lambda *command, **_: answer)
+    return folder
+
+
+def test_a_scheduler_that_cannot_be_reached_is_an_error_in_time(running: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"tls://127.0.0.1:{nobody.getsockname()[1]}"
+        (running / "scheduler.json").write_text(json.dumps({"address": address}))
+        with pytest.raises(SlurmError, match=f"job 7 at {address} cannot be reached from .*`interface`"):
+            follow.connect(7, timeout_s=1)
+
+
+def test_a_scheduler_that_does_not_come_up_is_an_error_in_time(running: Path) -> None:
+    with pytest.raises(SlurmError, match=f"job 7 runs, but its {running}/scheduler.json is not there after 0 s"):
+        follow.connect(7, timeout_s=0.2)
+
+
+def test_keys_that_others_can_read_are_refused(running: Path) -> None:
+    (running / "scheduler.json").write_text(json.dumps({"address": "tls://127.0.0.1:1"}))
+    (running / "tls").chmod(0o755)
+    with pytest.raises(PermissionError, match="is open to others"):
+        follow.connect(7)
+    done = CliRunner().invoke(slurm_commands, ["connect", "7"])
+    assert (done.exit_code, "is open to others" in done.output) == (1, True)
+
+
+def test_no_client_of_a_job_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "ask", Answers(record(reason="JobHeldUser")))
+    with pytest.raises(SlurmError, match="only a running job has a cluster, and job 7 waits: it is held"):
+        follow.connect(7)
+
+
+def test_a_log_of_another_kind_names_no_run_folder() -> None:
+    with pytest.raises(SlurmError, match="name its run folder"):
+        follow.run_folder(parse_job(record().replace("-7.log", "-7.out")))
+
+
+def test_connect_opens_python_with_a_client(running: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stub:
+        def __enter__(self) -> Stub:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def scheduler_info(self) -> dict[str, object]:
+            return {"services": {"dashboard": 4321}}
+
+    monkeypatch.setattr(follow, "connect", lambda number, folder: Stub())
+    done = CliRunner().invoke(slurm_commands, ["connect", "7"], input="print(type(client).__name__, tg.__name__)\n")
+    assert "Stub taskgraph" in done.output
+    assert "ssh -N -L 4321:127.0.0.1:4321 cpu0" in done.output
+    assert done.exit_code == 0

@@ -226,6 +226,7 @@ def command(*arguments: object, **given: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.logs_errors  # workers that are stopped while they start or speak say so
 def test_submitted_followed_and_connected_to(slurm: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job of CPU and GPU nodes, and a client on another machine; the script's exit code is the command's."""
     for key, value in slurm.env.items():

@@ -6,9 +6,9 @@ import codecs
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def follow(
     number: int,
     say: Callable[[str], object],
     log: Log | None = None,
-    write: Callable[[str], object] = sys.stdout.write,
+    write: Callable[[str], object] = partial(print, end="", flush=True),
     poll_s: float = POLL_S,
 ) -> int:
     """Tell how a job stands whenever that changes, and what it logs, until it ends; its exit code.
