@@ -8,7 +8,6 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +73,15 @@ def follow(
     number: int,
     say: Callable[[str], object],
     log: Log | None = None,
-    write: Callable[[str], object] = partial(print, end="", flush=True),
+    write: Callable[[str], object] | None = None,
     poll_s: float = POLL_S,
 ) -> int:
     """Tell how a job stands whenever that changes, and what it logs, until it ends; its exit code.
 
-    A job that can never start is an error. Where the user interrupts, the job goes on, and what to do is said: 130.
+    write: takes what is logged; by default it is printed. A job that can never start is an error. Where the user interrupts, the job goes on, and what to do is said: 130.
     """
     try:
-        return _until_end(number, say, log, write, poll_s)
+        return _until_end(number, say, log, write or _print, poll_s)
     except KeyboardInterrupt:
         say(
             f"job {number} goes on without you: `taskgraph slurm follow {number}` follows it again, "
@@ -109,6 +108,10 @@ def _until_end(
         if queue.never(job):
             raise SlurmError(f"job {number} is queued in vain; `scancel {number}` removes it")
         time.sleep(poll_s)
+
+
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def patiently(number: int, say: Callable[[str], object], poll_s: float = POLL_S) -> Job:
