@@ -78,7 +78,8 @@ def follow(
 ) -> int:
     """Tell how a job stands whenever that changes, and what it logs, until it ends; its exit code.
 
-    write: takes what is logged; by default it is printed. A job that can never start is an error. Where the user interrupts, the job goes on, and what to do is said: 130.
+    write: takes what is logged; by default it is printed. A job that can never start is an error. Where the user
+    interrupts, the job goes on, and what to do is said: 130.
     """
     try:
         return _until_end(number, say, log, write or _print, poll_s)

@@ -186,7 +186,10 @@ def submit(script: str) -> int:
     Raises SlurmError for what SLURM refuses, and for what it takes but can never start, which is cancelled.
     """
     number = parse_number(ask("sbatch", "--parsable", text=script))
-    job = look(number)
+    try:
+        job = look(number)
+    except NoAnswer:
+        return number  # who follows it asks again
     if never(job):
         ask("scancel", str(number))
         raise SlurmError(f"the job is cancelled, since {why(job)}; SLURM says: {_slurms_own(job, script)}")

@@ -347,8 +347,13 @@ def _command(site: Site, request: JobRequest, shares: Shares, het: bool) -> list
     margin = min(LIFETIME_MARGIN_S, request.warn_seconds // 2)
     words += [f"--warn-seconds {request.warn_seconds}", f"--lifetime-margin {margin}"] + ["--resume"] * request.resume
     words += [" ".join(["--", quoted(request.script), *map(quoted, request.args)])]
+    steps_say_all = [
+        "# The steps say all that they need; srun would take these for them, too.",
+        "unset SLURM_CPUS_PER_TASK SLURM_NTASKS_PER_NODE SLURM_TRES_PER_TASK",
+        "",
+    ]
     # -P: a folder called `deploy` where the job is submitted is not ours
-    return " \\\n    ".join([f"exec {quoted(python)} -P -m deploy.slurm.job", *words]).split("\n")
+    return steps_say_all + " \\\n    ".join([f"exec {quoted(python)} -P -m deploy.slurm.job", *words]).split("\n")
 
 
 def _folder_word(folder: str) -> str:
