@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import pytest
 from process_cluster import until
 from slurm_site import SlurmSite
 
+from deploy.slurm.script import JobRequest, render
+from deploy.slurm.site import Site
+
 ROOT = Path(__file__).parents[1]
 
-# What is killed is not there to say goodbye.
-pytestmark = [pytest.mark.slurm, pytest.mark.kills_workers, pytest.mark.timeout(180)]
+# Nannies log as an error how their workers were ended.
+pytestmark = [pytest.mark.slurm, pytest.mark.logs_errors, pytest.mark.timeout(180)]
 
 #: An example with a known result, then a product of tiles on GPUs, which is taken again after each loss.
 HETEROGENEOUS = f"""
@@ -51,37 +55,28 @@ for loss in ("a GPU", "all GPUs", "the CPUs"):
     (folder / f"back {{loss}}").touch()
 """
 
-#: Steps on a number's way; the warning is taken note of between two, and the way goes on where it was.
+#: A loop that is warned at its third step, and again without a warning.
 INTERRUPTED = """
-import os, signal, sys
+import os, sys, time
 from pathlib import Path
 import numpy as np
 import taskgraph as tg
 
-warned = []
-signal.signal(signal.SIGUSR1, lambda *_: warned.append(True))
 folder = Path(os.environ["TASKGRAPH_RUN_FOLDER"])
-saved = folder / "state" / "x.npy"
 matrix = tg.asarray(np.random.default_rng(3).standard_normal((64, 64)) / 8, chunks=32)
-
-def step(x):
-    return tg.tanh(matrix @ tg.asarray(x, chunks=32)).compute()
-
-start = np.ones((64, 64))
-x, k = (np.load(saved), int((folder / "state" / "k").read_text())) if saved.exists() else (start, 0)
-print("from step", k)
-while k < 6:
-    x, k = step(x), k + 1
-    (folder / "under way").touch()
-    while k == 3 and not saved.exists() and not warned:
-        signal.pause()
-    if warned:
-        np.save(saved, x)
-        (folder / "state" / "k").write_text(str(k))
-        sys.exit(75)
-for _ in range(6):
-    start = step(start)
-print("bits", np.array_equal(x, start))
+state, whole = {"x": tg.ones((64, 64), chunks=32)}, {"x": tg.ones((64, 64), chunks=32)}
+for step in tg.resumable(range(6), state):
+    print("step", step)
+    state["x"] = tg.tanh(matrix @ state["x"])
+    if step == 2:
+        (folder / "under way").touch()
+        end = time.monotonic() + 90
+        while not (folder / "warned").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+for step in tg.resumable(range(6), whole, folder=folder / "state" / "whole"):
+    whole["x"] = tg.tanh(matrix @ whole["x"])
+print("bits", np.array_equal(state["x"].compute(), whole["x"].compute()))
 sys.exit(7)
 """
 
@@ -92,20 +87,11 @@ from pathlib import Path
 signal.pause()
 """
 
-ONE_CPU = "#SBATCH --partition={} --ntasks=1 --time=5 --requeue --open-mode=append --signal=B:USR1@120\n"
-ONE_STEP = "--cpu-step 'srun --ntasks=1 --cpus-per-task=1'"
+#: A step that never lives.
+BROKEN = 'sh -c "echo no module cupy; exit 9"'
 
-BROKEN = 'srun --ntasks=1 sh -c "echo no module cupy; exit 9"'
-
-HET_HEAD = """\
-#SBATCH --partition=cpu --nodes=2 --ntasks=2 --cpus-per-task=2 --time=5 --requeue --open-mode=append
-#SBATCH hetjob
-#SBATCH --partition=gpu --nodes=1 --gres=gpu:2 --ntasks=2 --cpus-per-task=1 --time=5
-"""
-HET_STEPS = (
-    "--cpu-step 'srun --het-group=0 --nodes=2 --ntasks=2 --cpus-per-task=2' --threads 2 --gpu-steps 2 "
-    "--gpu-step 'srun --het-group=1 --nodes=1 --ntasks=1 --cpus-per-task=1 --exact --gpus-per-task=1'"
-)
+ONE_CPU = JobRequest("", time="5", cpus_per_node=1, threads=1)
+CPUS_AND_GPUS = replace(ONE_CPU, gpu_partition="gpu", nodes=2, cpus_per_node=2, threads=2, gpus=2, cpus_per_gpu=1)
 
 
 @dataclass(frozen=True)
@@ -122,7 +108,7 @@ class Run:
 
     @property
     def output(self) -> str:
-        return (self.site.folder / f"{self.name}.out").read_text()
+        return (self.site.folder / f"{self.name}.log").read_text()
 
     @property
     def status(self) -> dict[str, Any]:
@@ -168,30 +154,48 @@ def environment(pid: int) -> str:
 
 @pytest.fixture(scope="module")
 def submit(slurm: SlurmSite) -> Callable[..., Run]:
-    def submitted(name: str, script: str, head: str, steps: str, **variables: str) -> Run:
-        (slurm.folder / f"{name}.py").write_text(script)
-        python = [f"PYTHONPATH={ROOT}", *(f"{key}={value}" for key, value in variables.items()), sys.executable]
-        text = (
-            f"#!/bin/bash\n{head}\nexec env {' '.join(python)} -m deploy.slurm.job --folder {name} --interface lo "
-            f"{steps} -- {name}.py\n"
-        )
-        return Run(slurm, name, slurm.submit(text, f"--output={name}.out"))
+    def submitted(name: str, script: str, request: JobRequest, edit: Callable[[str], str] = str) -> Run:
+        path = slurm.folder / f"{name}.py"
+        path.write_text(script)
+        emulated = {"TASKGRAPH_DEVICE": "emulated-gpu"} if request.gpus else {}
+        site = Site(python=sys.executable, interface="lo", environment={"PYTHONPATH": str(ROOT), **emulated})
+        text = render(site, replace(request, script=str(path), folder=str(slurm.folder / name)))
+        return Run(slurm, name, slurm.submit(edit(text)))
 
     return submitted
 
 
 @pytest.fixture(scope="module")
 def runs(submit: Callable[..., Run]) -> dict[str, Run]:
-    on_cpu, on_gpu = ONE_CPU.format("cpu"), ONE_CPU.format("gpu")
+    on_gpu_node = replace(ONE_CPU, partition="gpu")
     return {
-        "het": submit("het", HETEROGENEOUS, HET_HEAD, HET_STEPS, TASKGRAPH_DEVICE="emulated-gpu"),
-        "warned": submit("warned", INTERRUPTED, on_cpu, ONE_STEP),
-        "cancelled": submit("cancelled", WAITING, on_cpu, ONE_STEP),
-        "headless": submit("headless", WAITING, on_cpu, ONE_STEP),
-        "broken": submit(
-            "broken", WAITING, on_gpu, "--cpu-step 'srun --ntasks=1 sh -c \"echo no module cupy; exit 9\"'"
-        ),
+        "het": submit("het", HETEROGENEOUS, CPUS_AND_GPUS),
+        "warned": submit("warned", INTERRUPTED, ONE_CPU),
+        "cancelled": submit("cancelled", WAITING, ONE_CPU),
+        "headless": submit("headless", WAITING, ONE_CPU),
+        "broken": submit("broken", WAITING, on_gpu_node, lambda text: text.replace("-step 'srun", f"-step '{BROKEN}")),
     }
+
+
+def test_a_warned_script_saves_and_its_job_is_requeued(runs: dict[str, Run]) -> None:
+    run = runs["warned"]
+    run.reach("under way")
+    run.site.run("scancel", "--batch", "--signal=USR1", run.job)
+    until(lambda: "the script is told" in run.output, "the supervisor passes it on")
+    (run.folder / "warned").touch()
+    until(lambda: run.status["phase"] == "requeued", "it is requeued", 60)
+    nothing_left(run)
+    # SLURM holds it for two minutes otherwise, and cannot start it within the second of its end.
+    until(lambda: start_now(run), "SLURM starts it again")
+
+
+def start_now(run: Run) -> bool:
+    """Whether the job runs; it is asked to start where it waits."""
+    state = run.site.job(run.job)["JobState"]
+    if state == "PENDING":
+        time.sleep(1)
+        run.site.run("scontrol", "update", f"JobId={run.job}", "StartTime=now", check=False)
+    return state not in ("PENDING", "COMPLETING")
 
 
 def test_a_heterogeneous_job_survives_the_loss_of_its_steps(runs: dict[str, Run]) -> None:
@@ -234,31 +238,16 @@ def test_a_heterogeneous_job_survives_the_loss_of_its_steps(runs: dict[str, Run]
     nothing_left(run)
 
 
-def test_a_warned_script_goes_on_where_it_was_and_its_code_is_the_jobs(runs: dict[str, Run]) -> None:
+def test_the_script_goes_on_where_it_was_and_its_code_is_the_jobs(runs: dict[str, Run]) -> None:
     run = runs["warned"]
-    run.reach("under way")
-    until(lambda: "from step 0" in run.output, "the script runs")
-    run.site.run("scancel", "--batch", "--signal=USR1", run.job)
-    until(lambda: run.status["phase"] == "requeued", "it is requeued", 60)
-    nothing_left(run)
-    run.site.wait(run.job, "PENDING")
-    # SLURM holds it for two minutes otherwise, and cannot start it within the second of its end.
-    until(lambda: start_now(run), "SLURM starts it again")
     assert run.end("FAILED") == "7"
     assert run.site.job(run.job)["Restarts"] == "1"
     assert "restart 1: it goes on" in run.output
-    assert "from step 3\nbits True\n" in run.output
+    assert re.findall(r"^step (\d)$", run.output, re.MULTILINE) == list("012345")
+    assert "goes on after 3 steps" in run.output
+    assert "bits True\n" in run.output
     assert (run.status["restarts"], run.status["exit_code"]) == (1, 7)
     nothing_left(run)
-
-
-def start_now(run: Run) -> bool:
-    """Whether the job runs; it is asked to start where it waits."""
-    state = run.site.job(run.job)["JobState"]
-    if state == "PENDING":
-        time.sleep(1)
-        run.site.run("scontrol", "update", f"JobId={run.job}", "StartTime=now", check=False)
-    return state not in ("PENDING", "COMPLETING")
 
 
 def test_a_cancelled_job_leaves_nothing(runs: dict[str, Run]) -> None:
@@ -292,7 +281,7 @@ def test_a_job_whose_workers_never_live_says_why(runs: dict[str, Run]) -> None:
 
 def test_a_run_folder_that_exists_is_refused(submit: Callable[..., Run], slurm: SlurmSite) -> None:
     (slurm.folder / "taken").mkdir()
-    run = submit("taken", WAITING, ONE_CPU.format("gpu"), ONE_STEP)
+    run = submit("taken", WAITING, ONE_CPU)
     assert run.end("FAILED", timeout=30) == str(os.EX_CANTCREAT)
     assert f"the run folder {run.folder} exists: name another" in run.output
     assert list(run.folder.iterdir()) == []

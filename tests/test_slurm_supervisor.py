@@ -262,7 +262,19 @@ class TestWhatSlurmSays:
         assert commands.last_words(log) == "RuntimeError: no GPU here"
         assert commands.last_words("one\ntwo\nsrun: error: Exited with exit code 9\n") == "two"
         assert commands.last_words("srun: error: node gone\n") == "srun: error: node gone"
+        assert commands.last_words("... - distributed.nanny - INFO - Worker closed\n") == ""
         assert commands.last_words("") == ""
+
+
+def test_scratch_goes_with_its_process_or_with_the_next(tmp_path):
+    other = tmp_path / "somebody"
+    other.mkdir()
+    killed = tmp_path / f"{worker.SCRATCH}killed"
+    (killed / "spilled").mkdir(parents=True)
+    with worker.scratch_folder(tmp_path) as first, worker.scratch_folder(tmp_path) as second:
+        assert set(tmp_path.iterdir()) == {other, first, second}
+        assert not first.stat().st_mode & 0o077
+    assert list(tmp_path.iterdir()) == [other]
 
 
 class TestTheRunFolder:

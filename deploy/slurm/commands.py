@@ -135,9 +135,11 @@ def end_of(shown: str) -> float | None:
 
 
 def last_words(log: str) -> str:
-    """The line of a log that says best why a process ended: the last with an error, else the last; of its own rather than
-    of srun, which repeats its exit code."""
-    written = [line.strip() for line in log.splitlines() if line.strip()]
+    """The line of a log that says best why a process ended: the last with an error, else the last that is no news.
+
+    Of its own rather than of srun, which repeats its exit code.
+    """
+    written = [line.strip() for line in log.splitlines() if line.strip() and " - INFO - " not in line]
     lines = [line for line in written if not line.startswith(("srun:", "slurmstepd"))] or written
     errors = [line for line in lines if re.search(r"\b\w*(?:Error|error|Exception)\b", line)]
     return (errors or lines or [""])[-1][-300:]

@@ -172,7 +172,7 @@ def decide(job: Job, event: Event, now: float) -> tuple[Job, list[Action]]:
         case Ended("scheduler", 0) if job.up_by is None:
             return replace(job, end_by=now + AFTERWARDS_S), []
         case Ended("scheduler", code, last_words):
-            return stop(job, 1, f"the scheduler died with exit code {code}: {last_words}")
+            return stop(job, 1, because(f"the scheduler died with exit code {code}", last_words))
         case Ended(step, code, last_words):
             return step_ended(job, step, code, last_words, now)
         case Waited() if job.up_by is not None and now >= job.up_by:
@@ -199,7 +199,7 @@ def step_ended(job: Job, name: str, code: int, last_words: str, now: float) -> t
         return with_step(job, name, replace(step, started=None)), []
     lived = now - (now if step.started is None else step.started)
     short = step.short + 1 if lived < SHORT_LIFE_S else 0
-    why = f"step {name} ended with exit code {code}" + (f": {last_words}" if last_words else "")
+    why = because(f"step {name} ended with exit code {code}", last_words)
     if short < SHORT_LIVES:
         delay = FIRST_DELAY_S * 2 ** (short - 2) if short > 1 else 0.0
         again = f"{why}; it is started again" + (f" in {delay:.0f} s" if delay else "")
@@ -209,6 +209,11 @@ def step_ended(job: Job, name: str, code: int, last_words: str, now: float) -> t
     if all(step.given_up for step in job.steps.values()):
         return stop(job, 1, f"no step is left: {why}")
     return job, [Say(f"{why}, the others go on")]
+
+
+def because(what: str, last_words: str) -> str:
+    """What happened, and why, where that is known."""
+    return f"{what}: {last_words}" if last_words else what
 
 
 def exit_code(returncode: int) -> int:

@@ -204,14 +204,15 @@ class Supervisor:
         self._events.put_nowait(decisions.Started(step))
 
     async def _start(self, name: str, command: Sequence[str]) -> None:
-        own_log = None if name == SCRIPT else (self.options.folder / "logs" / f"{name}.log").open("ab")
-        with own_log or contextlib.nullcontext():
+        log = None if name == SCRIPT else self.options.folder / "logs" / f"{name}.log"
+        with log.open("ab") if log else contextlib.nullcontext() as output:
+            written = output.tell() if output else 0
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=own_log,
-                    stderr=own_log,
+                    stdout=output,
+                    stderr=output,
                     env=self._environment,
                     umask=self._users_umask if name == SCRIPT else -1,
                 )
@@ -219,13 +220,12 @@ class Supervisor:
                 self._events.put_nowait(Ended(name, 127, f"{shlex.join(command)}: {error}"))
                 return
         self._processes[name] = process
-        self._spawn(self._watch(name, process))
+        self._spawn(self._watch(name, process, log, written))
 
-    async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, name: str, process: asyncio.subprocess.Process, log: Path | None, written: int) -> None:
         code = decisions.exit_code(await process.wait())
-        log = self.options.folder / "logs" / f"{name}.log"
-        words = last_words(log.read_text(errors="replace")) if log.exists() else ""
-        self._events.put_nowait(Ended(name, code, words))
+        life = log.read_bytes()[written:].decode(errors="replace") if log else ""
+        self._events.put_nowait(Ended(name, code, last_words(life)))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
