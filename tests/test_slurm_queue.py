@@ -314,6 +314,35 @@ def test_following_tells_each_change_once(monkeypatch: pytest.MonkeyPatch, tmp_p
     ]
 
 
+def test_following_stays_with_a_job_that_goes_on_after_its_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    again = {"restarts": 1, "nodes": "cpu0"}
+    code, said, _ = followed(
+        monkeypatch,
+        tmp_path / "x.log",
+        record(state="RUNNING", nodes="cpu0"),
+        record(state="COMPLETING", nodes="cpu0"),
+        record(reason="BeginTime", restarts=1, start="2026-11-24T14:14:55"),
+        record(state="RUNNING", **again),
+        record(state="COMPLETED", **again),
+    )
+    assert code == 0
+    assert said == [
+        "job 7 runs on cpu0",
+        "job 7 is ending on cpu0",
+        "job 7 waits, to start for the 2. time: SLURM does not let it start before 2026-11-24T14:14:55",
+        "job 7 runs on cpu0 (start 2)",
+        "job 7 is done (start 2)",
+    ]
+
+
+def test_status_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "ask", Answers(record(reason="JobHeldAdmin")))
+    done = CliRunner().invoke(slurm_commands, ["status", "7"])
+    assert done.output == "job 7 waits: an administrator of the cluster holds it: ask them\n"
+
+
 def test_following_what_can_never_start_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(SlurmError, match="queued in vain; `scancel 7` removes it"):
         followed(monkeypatch, tmp_path / "x.log", record(reason="PartitionTimeLimit"))

@@ -60,7 +60,7 @@ WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", 
 
 #: How a job can end, and what to say of it.
 ENDINGS = {
-    "COMPLETED": "done",
+    "COMPLETED": "is done",
     "FAILED": "failed with exit code {exit_code}: its log says why ({output})",
     "CANCELLED": "was cancelled",
     "TIMEOUT": "was killed at its time limit of {limit}: ask for more time, or have it save in time (--warn-seconds)",
