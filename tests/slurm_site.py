@@ -2,7 +2,8 @@
 
 `SlurmSite()` is a context manager; the fixture `slurm` (conftest.py) shares one among all tests. Two nodes with CPUs,
 `cpu0` and `cpu1`, and one with two GPUs, `gpu0`, of 4 CPUs and 4000 MB each. Partitions: `cpu` (the default), `gpu`,
-`all`, and `urgent` on all nodes, whose jobs preempt the others' after a grace of 2 s.
+`all`, and `spare` on all nodes, whose jobs those of the others preempt, after a warning by the job's own signal and a
+grace of 30 s.
 
 Everything runs in namespaces of its own, where the system allows it: nothing is left when this process is killed, the
 host is called localhost, and other users can read the interpreter and this project wherever they lie (see `open_view`).
@@ -64,16 +65,17 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,bf_resolution=1,sched_interval=2,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
 SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
 KillWait=5
 MinJobAge=3600
 {nodes}
-PartitionName=cpu Nodes=cpu0,cpu1 Default=YES MaxTime=60 DefaultTime=5 GraceTime=2
-PartitionName=gpu Nodes=gpu0 MaxTime=60 DefaultTime=5 GraceTime=2
-PartitionName=all Nodes=cpu0,cpu1,gpu0 MaxTime=60 DefaultTime=5 GraceTime=2
-PartitionName=urgent Nodes=cpu0,cpu1,gpu0 MaxTime=60 DefaultTime=5 PriorityTier=10
+PartitionName=cpu Nodes=cpu0,cpu1 Default=YES MaxTime=60 DefaultTime=5 PriorityTier=2
+PartitionName=gpu Nodes=gpu0 MaxTime=60 DefaultTime=5 PriorityTier=2
+PartitionName=all Nodes=cpu0,cpu1,gpu0 MaxTime=60 DefaultTime=5 PriorityTier=2
+PartitionName=spare Nodes=cpu0,cpu1,gpu0 MaxTime=60 DefaultTime=5 PriorityTier=1 GraceTime=30
 """
 
 NODE = "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} Sockets=1 CoresPerSocket=4 \

@@ -167,24 +167,29 @@ def submit(slurm: SlurmSite) -> Callable[..., Run]:
 
 @pytest.fixture(scope="module")
 def runs(submit: Callable[..., Run]) -> dict[str, Run]:
+    def on_gpu0(text: str) -> str:
+        return text.replace("--partition=spare", "--partition=spare --nodelist=gpu0")
+
     on_gpu_node = replace(ONE_CPU, partition="gpu")
     return {
         "het": submit("het", HETEROGENEOUS, CPUS_AND_GPUS),
-        "warned": submit("warned", INTERRUPTED, ONE_CPU),
+        "preempted": submit("preempted", INTERRUPTED, replace(ONE_CPU, partition="spare"), on_gpu0),
         "cancelled": submit("cancelled", WAITING, ONE_CPU),
         "headless": submit("headless", WAITING, ONE_CPU),
         "broken": submit("broken", WAITING, on_gpu_node, lambda text: text.replace("-step 'srun", f"-step '{BROKEN}")),
     }
 
 
-def test_a_warned_script_saves_and_its_job_is_requeued(runs: dict[str, Run]) -> None:
-    run = runs["warned"]
+def test_a_preempted_script_saves_in_its_grace_and_the_job_is_requeued(runs: dict[str, Run]) -> None:
+    run = runs["preempted"]
     run.reach("under way")
-    run.site.run("scancel", "--batch", "--signal=USR1", run.job)
-    until(lambda: "the script is told" in run.output, "the supervisor passes it on")
+    # More CPUs of the node than are free: SLURM sends the signal that it sends before a time limit, too.
+    more = run.site.submit("#!/bin/sh\n", "--partition=gpu", "--ntasks=2")
+    until(lambda: "the script is told" in run.output, "the supervisor passes it on", 60)
     (run.folder / "warned").touch()
-    until(lambda: run.status["phase"] == "requeued", "it is requeued", 60)
+    until(lambda: run.status["phase"] == "requeued", "it is requeued")
     nothing_left(run)
+    run.site.wait(more, "COMPLETED")
     # SLURM holds it for two minutes otherwise, and cannot start it within the second of its end.
     until(lambda: start_now(run), "SLURM starts it again")
 
@@ -239,7 +244,7 @@ def test_a_heterogeneous_job_survives_the_loss_of_its_steps(runs: dict[str, Run]
 
 
 def test_the_script_goes_on_where_it_was_and_its_code_is_the_jobs(runs: dict[str, Run]) -> None:
-    run = runs["warned"]
+    run = runs["preempted"]
     assert run.end("FAILED") == "7"
     assert run.site.job(run.job)["Restarts"] == "1"
     assert "restart 1: it goes on" in run.output

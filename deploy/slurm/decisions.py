@@ -162,7 +162,10 @@ def decide(job: Job, event: Event, now: float) -> tuple[Job, list[Action]]:
         case Started(step):
             return with_step(job, step, replace(job.steps[step], started=now)), []
         case Asked(signal.SIGUSR1):
-            return job, [Say("the time limit is near: the script is told"), TellScript(signal.SIGUSR1)]
+            return job, [
+                Say("the time limit or a preemption is near: the script is told"),
+                TellScript(signal.SIGUSR1),
+            ]
         case Asked(signum):
             return stop(job, 128 + signum, f"asked to stop by {signum.name} (scancel, the time limit or preemption)")
         case Ended("script", code) if code == REQUEUE:
