@@ -266,17 +266,6 @@ class TestWhatSlurmSays:
         assert commands.last_words("") == ""
 
 
-def test_scratch_goes_with_its_process_or_with_the_next(tmp_path):
-    other = tmp_path / "somebody"
-    other.mkdir()
-    killed = tmp_path / f"{worker.SCRATCH}killed"
-    (killed / "spilled").mkdir(parents=True)
-    with worker.scratch_folder(tmp_path) as first, worker.scratch_folder(tmp_path) as second:
-        assert set(tmp_path.iterdir()) == {other, first, second}
-        assert not first.stat().st_mode & 0o077
-    assert list(tmp_path.iterdir()) == [other]
-
-
 class TestTheRunFolder:
     def test_it_is_the_owners_alone(self, tmp_path):
         folder = tmp_path / "runs" / "one"

@@ -34,6 +34,7 @@ from typing import Any
 import click
 from distributed.utils import get_ip, get_ip_interface
 
+from deploy.scratch import scratch_folder
 from deploy.slurm import decisions
 from deploy.slurm.commands import (
     Options,
@@ -151,7 +152,8 @@ class Supervisor:
             loop.add_signal_handler(signum, self._events.put_nowait, Asked(signum))
         try:
             self._note(phase="starting")
-            await self._start(SCHEDULER, scheduler_command(self.options.folder, self.host))
+            here = {"DASK_TEMPORARY_DIRECTORY": str(scratch_folder())}  # a folder of this node
+            await self._start(SCHEDULER, scheduler_command(self.options.folder, self.host), here)
             end = await self._until_stop()
             self._note(phase="stopping", reason=end.reason)
         finally:
@@ -203,7 +205,7 @@ class Supervisor:
         await self._start(step, step_command(self.options, step, self.retire_at))
         self._events.put_nowait(decisions.Started(step))
 
-    async def _start(self, name: str, command: Sequence[str]) -> None:
+    async def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str] = {}) -> None:
         log = None if name == SCRIPT else self.options.folder / "logs" / f"{name}.log"
         with log.open("ab") if log else contextlib.nullcontext() as output:
             written = output.tell() if output else 0
@@ -213,7 +215,7 @@ class Supervisor:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env=self._environment,
+                    env={**self._environment, **environment},
                     umask=self._users_umask if name == SCRIPT else -1,
                 )
             except OSError as error:

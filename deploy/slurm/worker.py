@@ -1,22 +1,18 @@
 """A worker in a step of a batch job: `dask worker` with what the job's folder and the node say.
 
-It listens at the address that faces the scheduler, and its HTTP server on loopback; its scratch folder is its own, and
-goes with it or, if it is killed, with the next worker on its node.
+It listens at the address that faces the scheduler, and its HTTP server on loopback; what it spills is its user's
+alone.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-import shutil
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,8 +26,6 @@ FILE_TIMEOUT_S = 60.0
 DEATH_TIMEOUT_S = 60
 
 LOOPBACK = "127.0.0.1"
-
-SCRATCH = "taskgraph-scratch-"
 
 
 def worker_name(name: str, environment: Mapping[str, str]) -> str:
@@ -100,44 +94,6 @@ def dask_arguments(
     return ["--no-dashboard", *(f"--{option}={value}" for option, value in given.items())]
 
 
-@contextmanager
-def scratch_folder(base: Path) -> Iterator[Path]:
-    """A folder of this process's own, gone behind the block; those of processes that were killed go at the start.
-
-    A lock tells: the kernel gives it back for whoever cannot any more.
-    """
-    remove_stale(base)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=base))
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
-            break
-        os.close(lock)  # taken for stale before it was locked
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def remove_stale(base: Path) -> None:
-    """Remove this user's scratch folders that no process holds."""
-    for folder in base.glob(f"{SCRATCH}*"):
-        try:
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:
-            continue  # another user's, or gone
-        try:
-            if os.fstat(lock).st_uid == os.geteuid():
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            continue  # in use
-        finally:
-            os.close(lock)
-
-
 def read_scheduler(file: Path, timeout_s: float = 0.0) -> dict[str, Any] | None:
     """What the scheduler wrote of itself, or None where it is not there, whole, after so many seconds."""
     deadline = time.monotonic() + timeout_s
@@ -173,15 +129,16 @@ def main(
     from distributed.cli.dask_worker import main as dask_worker
     from distributed.utils import get_ip, get_ip_interface
 
+    from deploy.scratch import scratch_folder
+
     host = get_ip_interface(interface) if interface else get_ip(str(urlsplit(scheduler["address"]).hostname))
     lifetime = None if retire_at is None else (max(retire_at - time.time(), 1.0), stagger)
     name = worker_name(name, os.environ)
     print(f"{name} on {socket.gethostname()}, {host}: {os.environ['TASKGRAPH_DEVICE']}, CUDA_VISIBLE_DEVICES="
           f"{os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)  # fmt: skip
     limit = memory_limit or memory_of_task(os.environ)
-    with scratch_folder(Path(tempfile.gettempdir())) as scratch:
-        arguments = dask_arguments(folder, name, host, threads, limit, lifetime)
-        dask_worker([*arguments, f"--local-directory={scratch}"])
+    arguments = dask_arguments(folder, name, host, threads, limit, lifetime)
+    dask_worker([*arguments, f"--local-directory={scratch_folder()}"])
 
 
 if __name__ == "__main__":
