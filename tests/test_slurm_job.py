@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 from process_cluster import until
-from slurm_site import SlurmSite
+from slurm_site import OTHER_USERS, Shell, SlurmSite
 
 from deploy.slurm.script import JobRequest, render
 from deploy.slurm.site import Site
@@ -80,6 +81,27 @@ print("bits", np.array_equal(state["x"].compute(), whole["x"].compute()))
 sys.exit(7)
 """
 
+#: What a user's process finds of another's job: it has keys of its own, and the address.
+STRANGER = """
+import sys
+from pathlib import Path
+from distributed import Client
+from deploy.tls import load_keys
+
+own, other, address = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+keys = load_keys(own / "tls")
+with Client(scheduler_file=str(own / "scheduler.json"), security=keys) as client:
+    print("workers", len(client.scheduler_info(n_workers=-1)["workers"]))
+try:
+    print(list(other.iterdir()))
+except PermissionError:
+    print("its folder is closed")
+try:
+    print(Client(address, security=keys, timeout=3))
+except OSError:
+    print("its scheduler refuses")
+"""
+
 WAITING = """
 import os, signal
 from pathlib import Path
@@ -96,19 +118,20 @@ CPUS_AND_GPUS = replace(ONE_CPU, gpu_partition="gpu", nodes=2, cpus_per_node=2, 
 
 @dataclass(frozen=True)
 class Run:
-    """A submitted job, in a folder of its own."""
+    """A job that a user has submitted, in a folder of its own."""
 
     site: SlurmSite
+    user: Shell
     name: str
     job: int
 
     @property
     def folder(self) -> Path:
-        return self.site.folder / self.name
+        return self.user.folder / self.name
 
     @property
     def output(self) -> str:
-        return (self.site.folder / f"{self.name}.log").read_text()
+        return (self.user.folder / f"{self.name}.log").read_text()
 
     @property
     def status(self) -> dict[str, Any]:
@@ -154,30 +177,31 @@ def environment(pid: int) -> str:
 
 @pytest.fixture(scope="module")
 def submit(slurm: SlurmSite) -> Callable[..., Run]:
-    def submitted(name: str, script: str, request: JobRequest, edit: Callable[[str], str] = str) -> Run:
-        path = slurm.folder / f"{name}.py"
+    def submitted(name: str, script: str, request: JobRequest, user: Shell = slurm, options: str = "") -> Run:
+        path = user.folder / f"{name}.py"
         path.write_text(script)
         emulated = {"TASKGRAPH_DEVICE": "emulated-gpu"} if request.gpus else {}
         site = Site(python=sys.executable, interface="lo", environment={"PYTHONPATH": str(ROOT), **emulated})
-        text = render(site, replace(request, script=str(path), folder=str(slurm.folder / name)))
-        return Run(slurm, name, slurm.submit(edit(text)))
+        text = render(site, replace(request, script=str(path), folder=str(user.folder / name)))
+        if script == BROKEN:
+            text = text.replace("-step 'srun", f"-step '{script}")
+        return Run(slurm, user, name, user.submit(text, *options.split()))
 
     return submitted
 
 
 @pytest.fixture(scope="module")
-def runs(submit: Callable[..., Run]) -> dict[str, Run]:
-    def on_gpu0(text: str) -> str:
-        return text.replace("--partition=spare", "--partition=spare --nodelist=gpu0")
-
-    on_gpu_node = replace(ONE_CPU, partition="gpu")
-    return {
-        "het": submit("het", HETEROGENEOUS, CPUS_AND_GPUS),
-        "preempted": submit("preempted", INTERRUPTED, replace(ONE_CPU, partition="spare"), on_gpu0),
-        "cancelled": submit("cancelled", WAITING, ONE_CPU),
-        "headless": submit("headless", WAITING, ONE_CPU),
-        "broken": submit("broken", WAITING, on_gpu_node, lambda text: text.replace("-step 'srun", f"-step '{BROKEN}")),
-    }
+def runs(submit: Callable[..., Run], slurm: SlurmSite) -> dict[str, Run]:
+    one, another = map(slurm.as_user, OTHER_USERS)
+    spare, gpu = (replace(ONE_CPU, partition=partition) for partition in ("spare", "gpu"))
+    submitted = [
+        submit("het", HETEROGENEOUS, CPUS_AND_GPUS),
+        submit("preempted", INTERRUPTED, spare, options="--nodelist=gpu0"),
+        submit("cancelled", WAITING, ONE_CPU, one),
+        submit("headless", WAITING, ONE_CPU, another),
+        submit("broken", BROKEN, gpu),
+    ]
+    return {run.name: run for run in submitted}
 
 
 def test_a_preempted_script_saves_in_its_grace_and_the_job_is_requeued(runs: dict[str, Run]) -> None:
@@ -253,6 +277,17 @@ def test_the_script_goes_on_where_it_was_and_its_code_is_the_jobs(runs: dict[str
     assert "bits True\n" in run.output
     assert (run.status["restarts"], run.status["exit_code"]) == (1, 7)
     nothing_left(run)
+
+
+def test_jobs_of_two_users_do_not_see_each_other(runs: dict[str, Run]) -> None:
+    own, other = runs["headless"], runs["cancelled"]
+    own.reach("under way")
+    other.reach("under way")
+    python = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-c", STRANGER)
+    seen = own.user.run(*python, own.folder, other.folder, other.status["scheduler"], timeout=60)
+    assert seen.stdout.splitlines() == ["workers 1", "its folder is closed", "its scheduler refuses"]
+    owners = {os.stat(f"/proc/{pid}").st_uid for pid in other.processes()}
+    assert owners == {pwd.getpwnam(OTHER_USERS[0]).pw_uid}
 
 
 def test_a_cancelled_job_leaves_nothing(runs: dict[str, Run]) -> None:

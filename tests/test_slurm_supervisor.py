@@ -284,6 +284,21 @@ class TestTheRunFolder:
         assert not (tmp_path / "run" / "scheduler.json").exists()
         assert (tmp_path / "run" / "tls" / "key.pem").read_bytes() != key
 
+    @pytest.mark.parametrize(
+        ("status", "state", "other"),
+        [
+            ({"job_id": "7", "phase": "running"}, "RUNNING", "7"),
+            ({"job_id": "7", "phase": "running"}, "NODE_FAIL", None),
+            ({"job_id": "7", "phase": "ended"}, "RUNNING", None),
+            ({"job_id": "8", "phase": "running"}, "RUNNING", None),
+            ({}, "RUNNING", None),
+        ],
+    )
+    def test_two_jobs_do_not_share_it(self, tmp_path, monkeypatch, status, state, other):
+        job.write_status(tmp_path, status)
+        monkeypatch.setattr(job, "show", lambda kind, name: f"JobId={name} JobState={state} Reason=None")
+        assert job.other_job(tmp_path, "8") == other
+
     def test_others_must_not_write_to_it(self, tmp_path):
         (tmp_path / "run").mkdir()
         (tmp_path / "run").chmod(0o770)

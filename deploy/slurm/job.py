@@ -108,6 +108,15 @@ def show(kind: str, name: str) -> str:
     return done.stdout.partition("\n")[0]
 
 
+def other_job(folder: Path, job_id: str) -> str | None:
+    """The job that runs in a folder that this one was to go on in, by its own account and by SLURM's."""
+    status = read_scheduler(folder / "status.json") or {}
+    other = str(status.get("job_id", ""))
+    if other in ("", job_id) or status.get("phase") in ("ended", "requeued"):
+        return None
+    return other if re.search(r"(?:^| )JobState=RUNNING(?: |$)", show("job", other)) else None
+
+
 def own_address(interface: str | None, node: str | None) -> str:
     """Where the workers of other nodes reach this one: at the interface, or where SLURM's nodes do."""
     if interface:
@@ -296,6 +305,10 @@ def supervise(options: Options, environment: Mapping[str, str]) -> int:
     job_id = environment.get("SLURM_JOB_ID", "")
     restarts = int(environment.get("SLURM_RESTART_COUNT") or 0)
     try:
+        if other := other_job(options.folder, job_id):
+            raise FileExistsError(
+                f"job {other} runs in {options.folder}: `scancel {other}` first, or name another folder"
+            )
         open_folder(options.folder, again=options.resume or restarts > 0)
     except OSError as error:
         say(str(error))
