@@ -14,7 +14,7 @@ import numpy as np
 from dask.array.core import concatenate3
 from dask.base import get_scheduler
 
-from taskgraph import connection, lineage
+from taskgraph import connection, lineage, returning
 from taskgraph.expr import Chunks, Expr, bind, pinned, serial, substitute, topological
 from taskgraph.lineage import Behind, Kept
 from taskgraph.lower import Lowered, Output, host_copies, lower
@@ -180,7 +180,7 @@ def _machine_behind(client: Any) -> Machine:
             client.register_plugin(resolve("TilePlacement")())
             client.register_plugin(resolve("KeptValues")())
             _ready[client] = client.scheduler.address
-        return Machine.from_client(client)
+        return returning.machine_behind(client)
 
 
 def _check_versions(client: Any) -> None:

@@ -42,7 +42,8 @@ runpy.run_path({str(ROOT / "examples" / "define_by_run.py")!r}, run_name="__main
 
 numbers = np.random.default_rng(7)
 a, b = numbers.random((512, 512)), numbers.random((512, 512))
-product = (tg.asarray(a, chunks=128) @ tg.asarray(b, chunks=128)).persist()
+with tg.device("gpu"):
+    product = (tg.asarray(a, chunks=128) @ tg.asarray(b, chunks=128)).persist()
 first = product.compute()
 print("right", np.allclose(first, a @ b))
 (folder / "held").touch()

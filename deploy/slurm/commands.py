@@ -20,6 +20,9 @@ from deploy.slurm.worker import LOOPBACK
 #: again, takes no longer than that.
 NO_WORKERS_TIMEOUT = "120s"
 
+#: So long a plan waits for the last GPU, or the last CPU worker, to come back before it is made without.
+RETURN_TIMEOUT = "60s"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -107,6 +110,7 @@ def environment_of(folder: Path, given: Mapping[str, str]) -> dict[str, str]:
     """Of all processes; what the user has set stays, but nobody talks without TLS."""
     ours = {
         "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT": NO_WORKERS_TIMEOUT,
+        "DASK_TASKGRAPH__RETURN_TIMEOUT": RETURN_TIMEOUT,
         "PYTHONUNBUFFERED": "1",  # so that a job's output can be followed, and its last lines are there
     }
     return ours | dict(given) | {

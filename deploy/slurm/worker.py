@@ -134,8 +134,9 @@ def main(
     host = get_ip_interface(interface) if interface else get_ip(str(urlsplit(scheduler["address"]).hostname))
     lifetime = None if retire_at is None else (max(retire_at - time.time(), 1.0), stagger)
     name = worker_name(name, os.environ)
-    print(f"{name} on {socket.gethostname()}, {host}: {os.environ['TASKGRAPH_DEVICE']}, CUDA_VISIBLE_DEVICES="
-          f"{os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)  # fmt: skip
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    where = f"{name} on {socket.gethostname()} at {host}"
+    print(f"taskgraph - INFO - {where}: {os.environ['TASKGRAPH_DEVICE']}, CUDA_VISIBLE_DEVICES={seen}", flush=True)
     limit = memory_limit or memory_of_task(os.environ)
     arguments = dask_arguments(folder, name, host, threads, limit, lifetime)
     dask_worker([*arguments, f"--local-directory={scratch_folder()}"])
