@@ -220,12 +220,12 @@ def test_a_preempted_script_saves_in_its_grace_and_the_job_is_requeued(runs: dic
 
 
 def start_now(run: Run) -> bool:
-    """Whether the job runs; it is asked to start where it waits."""
-    state = run.site.job(run.job)["JobState"]
-    if state == "PENDING":
+    """Whether the job runs again; it is asked to start where it waits."""
+    found = run.site.job(run.job)
+    if found["JobState"] == "PENDING":
         time.sleep(1)
         run.site.run("scontrol", "update", f"JobId={run.job}", "StartTime=now", check=False)
-    return state not in ("PENDING", "COMPLETING")
+    return found["Restarts"] == "1" and found["JobState"] not in ("PENDING", "COMPLETING")
 
 
 def test_a_heterogeneous_job_survives_the_loss_of_its_steps(runs: dict[str, Run]) -> None:

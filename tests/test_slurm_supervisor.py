@@ -107,6 +107,12 @@ def test_the_warning_before_the_limit_is_passed_on():
     assert not job.stopping
 
 
+def test_a_warning_before_the_script_began_requeues_the_job():
+    _, [end] = decide(fresh(), Asked(signal.SIGUSR1), 2.0)
+    assert isinstance(end, Stop)
+    assert end.outcome == "requeue"
+
+
 class TestAStepThatEnds:
     def test_it_is_started_again_at_once(self):
         job, actions = decide(running(), Ended("gpu-1", 137, "Killed"), 500.0)

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 from distributed import Client
 
-from deploy.programs import run_script
+from deploy.programs import run_here
 from deploy.tls import load_keys
+from taskgraph.resume import listening
 
 #: Workers that are not there after so long are not waited for: a step that is started again may bring them later.
 WORKERS_TIMEOUT_S = 120
@@ -35,12 +36,14 @@ def wait_for_workers(client: Client, expected: int, timeout_s: float) -> None:
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def main(folder: Path, workers: int, script: str, args: tuple[str, ...]) -> None:
     """Run SCRIPT with ARGS as its own program; its exit code is this program's."""
-    # By default the warning before the time limit would end a script that takes no notice of it.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     connection = {"scheduler_file": str(folder / "scheduler.json"), "security": load_keys(folder / "tls")}
-    with Client(**connection, set_as_default=False) as client:
+    # The warning before the time limit would end a script that takes no notice of it; its supervisor has it wait.
+    with listening(), Client(**connection) as client:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         wait_for_workers(client, workers, WORKERS_TIMEOUT_S)
-    sys.exit(run_script(script, args, connection, None))
+        print(f"taskgraph: the script starts on {client}", file=sys.stderr)
+        code = run_here(script, args)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

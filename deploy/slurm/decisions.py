@@ -161,6 +161,8 @@ def decide(job: Job, event: Event, now: float) -> tuple[Job, list[Action]]:
             return replace(job, up_by=None), [*map(StartStep, job.steps), StartScript()]
         case Started(step):
             return with_step(job, step, replace(job.steps[step], started=now)), []
+        case Asked(signal.SIGUSR1) if job.up_by is not None:
+            return stop(job, REQUEUE, "the time limit or a preemption is near before the script began", "requeue")
         case Asked(signal.SIGUSR1):
             return job, [
                 Say("the time limit or a preemption is near: the script is told"),

@@ -27,7 +27,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,9 @@ CLOSE_S = 8.0
 KILL_S = 2.0
 
 SLURM_TIMEOUT_S = 30
+
+#: Of a log, in which the reason for a process's end is looked for.
+LAST_BYTES = 20_000
 
 # -- the folder, and what is asked of SLURM
 
@@ -216,27 +219,25 @@ class Supervisor:
 
     async def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str] = {}) -> None:
         log = None if name == SCRIPT else self.options.folder / "logs" / f"{name}.log"
-        with log.open("ab") if log else contextlib.nullcontext() as output:
-            written = output.tell() if output else 0
-            try:
+        given: dict[str, Any] = {"env": {**self._environment, **environment}}
+        if name == SCRIPT:
+            given["umask"] = self._users_umask
+        try:
+            with log.open("ab") if log else contextlib.nullcontext() as output, warnings_kept(name == SCRIPT):
+                written = output.tell() if output else 0
+                nothing = asyncio.subprocess.DEVNULL
                 process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env={**self._environment, **environment},
-                    umask=self._users_umask if name == SCRIPT else -1,
+                    *command, stdin=nothing, stdout=output, stderr=output, **given
                 )
-            except OSError as error:
-                self._events.put_nowait(Ended(name, 127, f"{shlex.join(command)}: {error}"))
-                return
+        except OSError as error:
+            self._events.put_nowait(Ended(name, 127, f"{shlex.join(command)}: {error}"))
+            return
         self._processes[name] = process
         self._spawn(self._watch(name, process, log, written))
 
     async def _watch(self, name: str, process: asyncio.subprocess.Process, log: Path | None, written: int) -> None:
         code = decisions.exit_code(await process.wait())
-        life = log.read_bytes()[written:].decode(errors="replace") if log else ""
-        self._events.put_nowait(Ended(name, code, last_words(life)))
+        self._events.put_nowait(Ended(name, code, last_words(text_of(log, written)) if log else ""))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -251,7 +252,10 @@ class Supervisor:
         await self._end([SCRIPT], SCRIPT_GRACE_S)
         self._send(SCHEDULER, signal.SIGTERM)
         # Before the wait: a job that is cancelled may be killed in it. Connections that stand need no keys.
-        remove_keys(self.options.folder / "tls")
+        try:
+            remove_keys(self.options.folder / "tls")
+        except OSError as error:
+            say(f"the keys stay: {error}")
         await self._wait(self._processes, CLOSE_S)
         await self._end(self._processes, KILL_S)
         (self.options.folder / "scheduler.json").unlink(missing_ok=True)
@@ -281,6 +285,29 @@ class Supervisor:
         return [process for process in found if process.returncode is None]
 
 
+@contextlib.contextmanager
+def warnings_kept(wanted: bool) -> Iterator[None]:
+    """A process started inside gets SIGUSR1 only when it unblocks that: before, it would die of it."""
+    if not wanted:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def text_of(log: Path, start: int) -> str:
+    """What was written to a log from `start` on, at most its end; nothing where it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - LAST_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def write_status(folder: Path, status: Mapping[str, Any]) -> None:
     """status.json, whole or not at all."""
     new = folder / "status.json.new"
@@ -291,10 +318,15 @@ def write_status(folder: Path, status: Mapping[str, Any]) -> None:
 def requeue(job_id: str) -> bool:
     """Ask SLURM to start this job anew later; whether it will."""
     command = ["scontrol", "requeue", job_id]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S)
-    if done.returncode:
-        say(f"the job cannot be requeued, submit it again with --resume: {done.stderr.strip()}")
-    return done.returncode == 0
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = str(error)
+    else:
+        why = done.stderr.strip() if done.returncode else ""
+    if why:
+        say(f"the job cannot be requeued, submit it again with --resume: {why}")
+    return not why
 
 
 def supervise(options: Options, environment: Mapping[str, str]) -> int:
@@ -322,8 +354,12 @@ def supervise(options: Options, environment: Mapping[str, str]) -> int:
     say(f"job {job_id} on {status['host']} in {options.folder}{again}")
     stop = asyncio.run(Supervisor(options, host, retire_at, status).run())
     say(stop.reason)
-    requeued = stop.outcome == "requeue" and requeue(job_id)
-    write_status(options.folder, status | {"phase": "requeued" if requeued else "ended", "exit_code": stop.code})
+    status["exit_code"] = stop.code
+    if stop.outcome == "requeue":
+        # Before it is true: SLURM kills what asks it to requeue.
+        write_status(options.folder, status | {"phase": "requeued"})
+    if stop.outcome == "end" or not requeue(job_id):
+        write_status(options.folder, status | {"phase": "ended"})
     return stop.code
 
 
