@@ -215,9 +215,11 @@ class SlurmSite(Shell):
         self._daemons = set(self._descendants())
 
     def _still_starting(self, deadline: float) -> None:
-        if self._keeper.poll() is not None or time.monotonic() > deadline:
-            logs = "\n".join(f"{p.name}:\n{p.read_text()[-2000:]}" for p in sorted(self.site.glob("*.log")))
-            raise RuntimeError(f"the tests' SLURM did not start within {START_TIMEOUT_S} s\n{logs}")
+        logs = {path.name: path.read_text() for path in sorted(self.site.glob("*.log"))}
+        died = self._keeper.poll() is not None or any("fatal:" in log for log in logs.values())
+        if died or time.monotonic() > deadline:
+            shown = "\n".join(f"{name}:\n{log[-2000:]}" for name, log in logs.items())
+            raise RuntimeError(f"the tests' SLURM did not start within {START_TIMEOUT_S} s\n{shown}")
         time.sleep(0.02)
 
     def as_user(self, name: str) -> Shell:
