@@ -214,7 +214,7 @@ def test_a_preempted_script_saves_in_its_grace_and_the_job_is_requeued(runs: dic
     (run.folder / "warned").touch()
     until(lambda: run.status["phase"] == "requeued", "it is requeued")
     nothing_left(run)
-    run.site.wait(more, "COMPLETED")
+    run.site.wait(more, "COMPLETED", 60)
     # SLURM holds it for two minutes otherwise, and cannot start it within the second of its end.
     until(lambda: start_now(run), "SLURM starts it again")
 
