@@ -25,6 +25,9 @@ FILE_TIMEOUT_S = 60.0
 #: A worker without a scheduler ends after so long; its step is then started again, if the job is still there.
 DEATH_TIMEOUT_S = 60
 
+#: A worker that is started again when others leave is there for so long, so that it can leave like them.
+LEAST_LIFE_S = 5.0
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -132,7 +135,7 @@ def main(
     from deploy.scratch import scratch_folder
 
     host = get_ip_interface(interface) if interface else get_ip(str(urlsplit(scheduler["address"]).hostname))
-    lifetime = None if retire_at is None else (max(retire_at - time.time(), 1.0), stagger)
+    lifetime = None if retire_at is None else (max(retire_at - time.time(), LEAST_LIFE_S), stagger)
     name = worker_name(name, os.environ)
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     where = f"{name} on {socket.gethostname()} at {host}"
