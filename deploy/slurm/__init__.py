@@ -6,7 +6,11 @@ from importlib import import_module
 from typing import Any
 
 #: Looked up when first used: a batch script needs neither Dask nor dask-jobqueue.
-_WHERE = {"connect": "deploy.slurm.follow"}
+_WHERE = {
+    "MixedSlurmCluster": "deploy.slurm.cluster",
+    "Pool": "deploy.slurm.pools",
+    "connect": "deploy.slurm.follow",
+}
 
 
 def __getattr__(name: str) -> Any:
