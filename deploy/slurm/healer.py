@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -12,7 +13,10 @@ from distributed import Status
 
 from deploy.slurm.healing import Action, reconcile
 from deploy.slurm.jobs import PoolJob, jobs_named
+from deploy.slurm.pools import kind_of
 from deploy.slurm.queue import SlurmError
+from scheduler_plugins.placement import serving_kind
+from taskgraph.plan import TAG
 
 if TYPE_CHECKING:
     from deploy.slurm.cluster import MixedSlurmCluster
@@ -42,8 +46,8 @@ class Healer:
             return
         self._looking = True
         try:
-            if self.given_up and not self._cluster.worker_spec and not self._cluster.scheduler.workers:
-                self._fail_waiting_tasks()
+            if self.given_up:
+                self._fail_hopeless_tasks()
             await self._look_after(self._missing())
         except SlurmError as error:
             self._tell("SLURM", f"does not say how the jobs are: {error}")
@@ -104,18 +108,35 @@ class Healer:
             self._told.add((name, what))
             logger.warning("%s %s", name, what)
 
-    def _fail_waiting_tasks(self) -> None:
-        """No worker is there and none will come: tasks end with the cause instead of waiting for ever."""
+    def _fail_hopeless_tasks(self) -> None:
+        """No worker that may take them is there or will come: tasks end with the cause instead of waiting for ever."""
         scheduler = self._cluster.scheduler
+        coming = {name: kind_of(name) for name in self._cluster.worker_spec}
+        there = {str(ws.name): str((ws.extra.get(TAG) or {}).get("kind", "cpu")) for ws in scheduler.workers.values()}
+        waiting = [*scheduler.unrunnable, *scheduler.queued]
+        hopeless = [ts for ts in waiting if is_hopeless((ts.annotations or {}).get(TAG), coming | there)]
         causes = "\n".join(dict.fromkeys(self.given_up.values()))
-        error = pickle.dumps(RuntimeError(f"the cluster has no workers, and none will come:\n{causes}"))
+        error = pickle.dumps(RuntimeError(f"no worker of the cluster can run this task, and none will come:\n{causes}"))
         stimulus = "slurm-jobs-given-up"
         recommendations: dict[Any, Any] = {}
-        for ts in [*scheduler.unrunnable, *scheduler.queued]:
+        for ts in hopeless:
             recommendations |= scheduler.transition(
                 ts.key, "erred", exception=error, cause=ts.key, stimulus_id=stimulus
             )
         scheduler.transitions(recommendations, stimulus)
+
+
+def is_hopeless(tag: Mapping[str, Any] | None, kinds: Mapping[str, str]) -> bool:
+    """Whether a task of this tag (None: of somebody else) waits in vain.
+
+    kinds: of the workers that are there or to come, by name.
+
+    >>> [is_hopeless({"kind": "cpu"}, kinds) for kinds in ({}, {"gpu-0": "gpu"}, {"cpu-0": "cpu"})]
+    [True, True, False]
+    """
+    if tag is None:
+        return not kinds
+    return serving_kind(str(tag["kind"]), kinds) is None
 
 
 def addresses() -> dict[str, str]:
