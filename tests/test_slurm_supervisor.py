@@ -62,6 +62,7 @@ ENDS = {
     "the script fails": ([(2.0, Ended("script", 3))], 3, "end", "exit code 3"),
     "the script is killed": ([(2.0, Ended("script", 137))], 137, "end", "137"),
     "the script has saved": ([(9.0, Asked(signal.SIGUSR1)), (12.0, Ended("script", 75))], 75, "requeue", "go on later"),
+    "the script ends as if it had been warned": ([(9.0, Ended("script", 75))], 75, "end", "exit code 75"),
     "the scheduler dies": ([(9.0, Ended("scheduler", 137, "MemoryError"))], 1, "end", "137: MemoryError"),
     "the script closes the cluster and ends": (
         [(9.0, Ended("scheduler", 0)), (9.5, Ended("cpu", 0)), (11.0, Ended("script", 4))], 4, "end", "exit code 4",

@@ -4,7 +4,8 @@
 `deploy.slurm.job` does, and brings back what happened as the next event. The outcomes:
 
 - the scheduler is up: the steps and the script are started;
-- the script ends: the job ends with its code at once; with 75 (EX_TEMPFAIL) the job is requeued instead;
+- the script ends: the job ends with its code at once; with 75 (EX_TEMPFAIL) behind a warning it is requeued instead (so
+  that a script which always ends so does not run for ever);
 - the scheduler ends: the job ends with code 1, unless the script itself had ended the cluster: then with the script's;
 - a step ends: it is started again, later each time in a row, and given up when it never lives; the job ends with
   code 1 where the last step was given up;
@@ -57,13 +58,14 @@ class Job:
     """A running job.
 
     steps: by name. retire_at: when its workers leave by themselves, before the job's time limit; math.inf for never.
-    end_by: the script must have ended by then, its scheduler has.
+    end_by: the script must have ended by then, its scheduler has. warned: the limit, or a preemption, is near.
     """
 
     steps: Mapping[str, Step]
     retire_at: float
     up_by: float | None = None
     end_by: float | None = None
+    warned: bool = False
     stopping: bool = False
 
 
@@ -164,13 +166,13 @@ def decide(job: Job, event: Event, now: float) -> tuple[Job, list[Action]]:
         case Asked(signal.SIGUSR1) if job.up_by is not None:
             return stop(job, REQUEUE, "the time limit or a preemption is near before the script began", "requeue")
         case Asked(signal.SIGUSR1):
-            return job, [
+            return replace(job, warned=True), [
                 Say("the time limit or a preemption is near: the script is told"),
                 TellScript(signal.SIGUSR1),
             ]
         case Asked(signum):
             return stop(job, 128 + signum, f"asked to stop by {signum.name} (scancel, the time limit or preemption)")
-        case Ended("script", code) if code == REQUEUE:
+        case Ended("script", code) if code == REQUEUE and job.warned:
             return stop(job, code, "the script saved its state and asks to go on later", "requeue")
         case Ended("script", code):
             return stop(job, code, f"the script ended with exit code {code}")

@@ -382,7 +382,7 @@ def main(
 ) -> None:
     """Run SCRIPT [ARG]... on a cluster of this batch job's steps; its exit code is the job's.
 
-    With exit code 75 the script asks to go on later: the job is requeued.
+    With exit code 75, after the warning, the script asks to go on later: the job is requeued.
     """
     if bool(gpu_step) != bool(given["gpu_steps"]):
         raise click.UsageError("--gpu-step and --gpu-steps go together")
