@@ -96,7 +96,10 @@ def test_an_error_of_a_task_in_a_cluster_arrives_as_it_was() -> None:
             session.run([w.assign(w + exploding()), w + 1])
         assert caught.value.block == 7
         np.testing.assert_array_equal(session.run(w), np.zeros(4))
-        del caught
+        kept = exploding().persist(scheduler=client)  # which does not wait
+        with pytest.raises(Boom, match="as asked"):
+            (kept + 1).compute(scheduler=client)
+        del caught, kept
         until(
             lambda: (gc.collect() and False) or not client.futures,
             "the client holds no results of the failed run",
