@@ -156,7 +156,7 @@ class Bench:
         kinds = sorted({name.split("-")[0] for name in self.cluster.workers})
         t = Trial(seed, names[seed % len(names)], kinds[seed // len(names) % len(kinds)], rng.random())
         t.usual = self.usual(t.work)
-        pids = self._pids()
+        pids = self.pids()
         alive = sorted(name for name in pids if name.startswith(t.kind))
         address, pid = pids[rng.choice(alive)]
         self.watch.begin()
@@ -194,7 +194,8 @@ class Bench:
             t.error = repr(error)
         t.seconds = time.perf_counter() - began
 
-    def _pids(self) -> dict[str, tuple[str, int]]:
+    def pids(self) -> dict[str, tuple[str, int]]:
+        """The address and the process of each worker, by name."""
         pids = self.client.run(os.getpid)
         scheduler = self.cluster.scheduler
         return {str(scheduler.workers[address].name): (address, pid) for address, pid in pids.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import inspect
 import logging
@@ -199,6 +200,7 @@ class LocalCluster(SpecCluster):
             }
             | scheduler_kwargs,
         }
+        self._losses: dict[str, int] = {}  # by a worker's name
         super().__init__(
             workers=workers,
             scheduler=scheduler,
@@ -213,6 +215,23 @@ class LocalCluster(SpecCluster):
 
     def _new_worker_name(self, worker_number: int) -> str:
         return f"cpu-{worker_number}"
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        """Dask's hook. A nanny that does not bring its lost worker back within START_TIMEOUT_S is given up.
+
+        Dask gives it 15 s, less than a GPU's worker may need; and it counts from the first loss where there were two,
+        so that a worker which died twice was gone for good.
+        """
+        if op == "remove":
+            name = self.scheduler_info["workers"][msg]["name"]
+            loss = self._losses[name] = self._losses.get(name, 0) + 1
+            asyncio.get_running_loop().call_later(START_TIMEOUT_S, self._give_up, name, loss)
+        super(SpecCluster, self)._update_worker_status(op, msg)
+
+    def _give_up(self, name: str, loss: int) -> None:
+        alive = {w["name"] for w in self.scheduler_info["workers"].values()}
+        if name in self.workers and name not in alive and self._losses[name] == loss:
+            self._futures.add(asyncio.ensure_future(self.workers.pop(name).close()))
 
     @property
     def dashboard_link(self) -> str:

@@ -258,5 +258,25 @@ def test_a_worker_that_hangs_is_replaced(bench: faults.Bench) -> None:
     until(lambda: not Path(f"/proc/{pids[address]}").exists(), "its process is gone")
 
 
+@pytest.mark.kills_workers
+def test_a_worker_that_dies_twice_is_not_given_up(bench: faults.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, looks = bench.cluster, []
+    monkeypatch.setattr(local, "START_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(cluster, "_give_up", lambda *of: looks.append(of))
+    for _ in range(2):
+        address, pid = until(lambda: bench.pids().get("cpu-0"), "it is there")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda address=address: address not in cluster.scheduler.workers, "it is gone")
+    until(lambda: len(looks) == 2, "it is looked at after each loss")
+    monkeypatch.undo()
+
+    async def look_as_after_the_first() -> None:
+        cluster._give_up(*looks[0])
+
+    cluster.sync(look_as_after_the_first)
+    assert "cpu-0" in cluster.workers
+    until(lambda: bench.pids().get("cpu-0"), "it came again")
+
+
 def test_no_worker_for_a_task_is_an_error_by_default(bench: faults.Bench) -> None:
     assert bench.cluster.scheduler.no_workers_timeout == local.NO_WORKERS_TIMEOUT_S
