@@ -29,7 +29,7 @@ def checkpoint(f: Callable[..., Any]) -> Callable[..., Any]:
     It costs `f` once more in the backward pass and saves the memory of all that `f` makes between its arguments and its
     results; the values are the same. Arguments and results are trees. What `f` makes from the tensors among its
     arguments is made again; what it takes from around it is kept. A gradient of a gradient keeps what the first one
-    recomputed.
+    recomputed. (What shall survive a cluster is written to files by `Tensor.checkpoint(path)`.)
 
     >>> import taskgraph as tg
     >>> layer = tg.checkpoint(lambda h, w: tg.tanh(tg.tanh(h @ w) @ w))

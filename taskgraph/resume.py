@@ -57,16 +57,22 @@ def listening() -> Iterator[None]:
     """Inside the block SIGUSR1 is noted, and ends nothing; in any thread but the main one nothing changes.
 
     For programs that run scripts: so a signal before the script's loop is not lost, and one behind it does no harm.
+    Behind StateSaved it stays so: the process is about to end, with its own code and not by another signal.
     """
     if SIGNAL is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(SIGNAL, _note)
+    ends = False
     try:
         yield
+    except StateSaved:
+        ends = True
+        raise
     finally:
-        # None: installed from C, and cannot be put back
-        signal.signal(SIGNAL, signal.SIG_DFL if before is None else before)
+        if not ends:
+            # None: installed from C, and cannot be put back
+            signal.signal(SIGNAL, signal.SIG_DFL if before is None else before)
 
 
 def _note(number: int, frame: Any) -> None:

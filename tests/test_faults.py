@@ -241,6 +241,27 @@ def placement_errors(dask_scheduler: Any) -> list[str]:
 
 
 @pytest.mark.kills_workers
+def test_only_lost_tiles_of_a_gpu_are_computed_again(bench: faults.Bench) -> None:
+    client, scheduler, watch = bench.client, bench.cluster.scheduler, bench.watch
+    rng = tg.random.default_rng(1)
+    a, b = (rng.standard_normal((512, 512), "float32", chunks=128) for _ in range(2))
+    watch.begin()
+    with client.as_current(), tg.device("gpu"):
+        x = (a @ b).persist()
+        expected = x.compute()
+        tiles = set(flatten(x.__dask_keys__()))
+        held = {key: {str(ws.name) for ws in scheduler.tasks[key].who_has} for key in tiles}
+        lost = {key for key, names in held.items() if names == {"gpu-1"}}
+        assert lost, held
+        address, pid = bench.pids()["gpu-1"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: address not in scheduler.workers, "it is gone")
+        assert x.compute().tobytes() == expected.tobytes()
+    assert {key for key in tiles if len(watch.runs[key]) > 1} == lost
+    until(lambda: "gpu-1" in bench.pids(), "it came again")
+
+
+@pytest.mark.kills_workers
 def test_a_worker_that_hangs_is_replaced(bench: faults.Bench) -> None:
     scheduler = bench.cluster.scheduler
     ttl, scheduler.worker_ttl = scheduler.worker_ttl, 1  # 5 s: never less than ten heartbeats

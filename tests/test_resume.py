@@ -26,10 +26,9 @@ STEPS = 5
 @pytest.fixture(autouse=True)
 def nothing_heard() -> Iterator[None]:
     """Every test is a process of its own, as far as signals go."""
-    before = signal.getsignal(signal.SIGUSR1)
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
     yield
-    resume._came.clear()
-    assert signal.getsignal(signal.SIGUSR1) is before
+    started_again()
 
 
 def warn() -> None:
@@ -38,6 +37,7 @@ def warn() -> None:
 
 def started_again() -> None:
     resume._came.clear()
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 class Training:
@@ -158,6 +158,7 @@ def test_signals_at_every_time(tmp_path: Path) -> None:
 
     with mock.patch.object(io, "save", saves), pytest.raises(tg.StateSaved):
         loop(tmp_path / "twice", {"n": 0}, twice)
+    warn()  # while the script ends
     assert saves.call_count == 2  # at the start and at the end
 
     def while_saving(*args: Any, **kwargs: Any) -> None:
@@ -180,6 +181,10 @@ def test_signals_at_every_time(tmp_path: Path) -> None:
     started_again()
     loop(tmp_path / "before", state, lambda n: None)
     assert state == {"n": 5}
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    with pytest.raises(KeyError):
+        loop(tmp_path / "error", state, lambda n: {}["as asked"])
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
 def test_in_another_thread_no_signal_is_heard(tmp_path: Path) -> None:
