@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from dask.core import flatten
 from distributed import Client
+from distributed.core import Server
 from distributed.scheduler import NoValidWorkerError, NoWorkerError
 from process_cluster import DEATH, ProcessCluster, runs, until, workers
 
@@ -25,6 +27,7 @@ import taskgraph as tg
 from benchmarks import faults
 from deploy import local
 from taskgraph import io, machine
+from workers import peers
 
 TWO = ("cpu-0", "cpu-1")
 X = np.arange(64.0).reshape(8, 8)
@@ -215,6 +218,24 @@ def test_a_nanny_is_killed_and_no_worker_is_left(tmp_path: Path, monkeypatch: py
         cluster.start_worker("cpu-1")
         cluster.wait_for(client, "cpu-1")
         np.testing.assert_array_equal(x.compute(scheduler=client), X + 1)
+
+
+def test_a_connection_to_a_dead_peer_is_given_up_also_if_it_begins_after_the_news() -> None:
+    heard, peer = [], "tcp://127.0.0.1:1"  # where nobody listens
+
+    async def connect() -> float:
+        async with Server({}) as worker:
+            worker.stream_handlers["remove-worker"] = lambda **news: heard.append(news)
+            peers.give_up_at_once(worker)
+            worker.stream_handlers["remove-worker"](worker=peer, stimulus_id="s")
+            before = time.monotonic()
+            with pytest.raises(OSError, match="removed"):
+                await worker.rpc.connect(peer)
+            return time.monotonic() - before
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "20s"}):
+        assert asyncio.run(connect()) < 5
+    assert heard == [{"worker": peer, "stimulus_id": "s"}]
 
 
 # -- workers whose nannies bring them back -----------------------------------------------------------------------------

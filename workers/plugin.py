@@ -23,7 +23,7 @@ from distributed import Status, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 
-from workers import aligned, backend, counters, emulated, memory, rates
+from workers import aligned, backend, counters, emulated, memory, peers, rates
 from workers.cache import EMULATED_SHARE, SHARE
 from workers.listening import warning_of
 from workers.profile import profile
@@ -85,6 +85,7 @@ class DeviceSetup(WorkerPlugin):
         here = self._backend(kind, worker.memory_manager.memory_limit)
         backend.use(here)
         aligned.register()
+        peers.give_up_at_once(worker)
         if kind == "gpu":
             stay_near_gpu(worker_pci_bus_id())
         book = rates.open_book(here, self.blas_threads)
