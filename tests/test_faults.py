@@ -20,7 +20,7 @@ import pytest
 from dask.core import flatten
 from distributed import Client
 from distributed.core import Server
-from distributed.scheduler import NoValidWorkerError, NoWorkerError
+from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 from process_cluster import DEATH, ProcessCluster, runs, until, workers
 
 import taskgraph as tg
@@ -298,6 +298,22 @@ def test_a_worker_that_hangs_is_replaced(bench: faults.Bench) -> None:
     finally:
         scheduler.worker_ttl = ttl
     until(lambda: not Path(f"/proc/{pids[address]}").exists(), "its process is gone")
+
+
+@pytest.mark.logs_errors
+def test_a_task_that_kills_its_workers_is_an_error_that_names_it(bench: faults.Bench) -> None:
+    def deadly(block: np.ndarray) -> np.ndarray:
+        os._exit(1)
+
+    scheduler, before = bench.cluster.scheduler, len(bench.cluster.workers)
+    allowed, scheduler.allowed_failures = scheduler.allowed_failures, 1
+    try:
+        x = tg.from_dask(da.zeros((2, 2)).map_blocks(deadly, dtype=float, meta=np.empty((0, 0))))
+        with pytest.raises(KilledWorker, match="deadly"):
+            Attempt(lambda: x.compute(scheduler=bench.client)).ends(within=40)
+    finally:
+        scheduler.allowed_failures = allowed
+    until(lambda: len(scheduler.workers) == before, "all workers are back")
 
 
 @pytest.mark.kills_workers
