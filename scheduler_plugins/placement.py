@@ -26,6 +26,9 @@ the places they have. The rules:
    that holds more than `MEMORY_FRACTION` of its limit; if nothing of ours is in flight at all, one of them
    is let through, since then nothing else could ever free memory.
 
+8. *Parts.* A task that only takes a part out of a block has for its slot the worker that holds the block, of
+   whatever kind (`staying`): to move the part is less than to move the block.
+
 Consequences seen from Dask: waiting tasks are in the state `no-worker` (`scheduler.unrunnable`), also while
 they merely wait for a place. Adaptive scaling counts these like queued tasks (so it scales up for them), a
 scheduler with an idle timeout is not idle while they are there, and dashboards show them as "no-worker".
@@ -146,6 +149,15 @@ def serving_kind(kind: str, alive: Mapping[str, str]) -> str | None:
     if kind in kinds:
         return kind
     return "cpu" if kind == "gpu" and "cpu" in kinds else None
+
+
+def staying(held: Mapping[str, int], alive: Mapping[str, str]) -> str | None:
+    """Rule 8: the worker where a task that takes parts of blocks runs; None where no worker holds any.
+
+    >>> staying({"cpu-1": 10, "cpu-0": 10, "cpu-2": 5}, dict.fromkeys(["cpu-0", "cpu-1", "cpu-2"], "cpu"))
+    'cpu-0'
+    """
+    return min((name for name in held if name in alive), key=lambda name: (-held[name], name), default=None)
 
 
 class LaneId(NamedTuple):

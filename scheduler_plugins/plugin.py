@@ -31,6 +31,7 @@ from scheduler_plugins.placement import (
     ReadyTask,
     assign,
     serving_kind,
+    staying,
 )
 from scheduler_plugins.recall import Recalls, Waiting
 from taskgraph.plan import TAG, TaskTag
@@ -272,12 +273,16 @@ class TilePlacement(SchedulerPlugin):
             del self._tags[key]
 
     def _enqueue(self, ts: TaskState, tag: TaskTag) -> None:
+        kind, slot = tag["kind"], tag.get("slot") or tag.get("near")
+        if tag.get("stays"):
+            slot = staying(self._facts.held_bytes(ts.key), self._kinds)
+            kind = self._kinds.get(slot or "", kind)
         self._ready.add(
             ReadyTask(
                 ts.key,
                 ts.priority or (),
-                tag["kind"],
-                tag.get("slot") or tag.get("near"),
+                kind,
+                slot,
                 tag.get("pinned", False),
                 source=not ts.dependencies,
             )

@@ -6,14 +6,17 @@ link, and for a GPU operands and results over its own link. What a GPU's later t
 the first are computed; a CPU worker receives with the core that it computes with, so nothing is hidden there. There is
 no size threshold anywhere: a product stays on the CPU exactly where moving and launching costs more than a GPU saves.
 
-Where operands lie. Every block is taken to lie on one of the workers of its kind that need it: sources and elementwise
-work are put there by hints of the lowering, kept operands by the scheduler plugin, which exchanges like slots for it.
-So a block that u of them need crosses u - 1 times, and once for every other worker that needs it. Partial results,
-where k is cut across workers, cross once for each worker but one.
+Where operands lie. Every block is taken to lie on one of the workers of its kind that need it: sources are put there by
+hints of the lowering, kept operands by the scheduler plugin, which exchanges like slots for it. So a block that u of
+them need crosses u - 1 times, and once for every other worker that needs it; of one that is taller or longer than what
+a worker needs, the holder needs a part alone, and the rest crosses once more (`_kept_share`). Partial results, where k
+is cut across workers, cross once for each worker but one.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -231,11 +234,14 @@ class Evaluation:
         held_a, held_b = self.row * (p.a_read == 0), self.column * (p.b_read == 0)
         self.held = held_a[:, None] + held_b
         self.piece = self._piece(self.row, p.a_read)[:, None] + self._piece(self.column, p.b_read)
-        self.operands_a = self._needs(held_a, 1, p.a_batched, p.a_at)
-        self.operands_b = self._needs(held_b, 2, p.b_batched, p.b_at)
+        self.operands_a = self._needs(held_a, 1, p.a_batched, p.a_at, () if p.a_free else p.m_blocks, p.a_along)
+        self.operands_b = self._needs(held_b, 2, p.b_batched, p.b_at, () if p.b_free else p.n_blocks, p.b_along)
 
-    def _needs(self, sizes: Floats, axis: int, batched: bool, lies_at: str) -> tuple[Floats, Floats]:
-        """Bytes of one operand that every worker needs, and those of them that come from others."""
+    def _needs(
+        self, sizes: Floats, axis: int, batched: bool, lies_at: str, blocks: tuple[int, ...], along: int
+    ) -> tuple[Floats, Floats]:
+        """Bytes of one operand that every worker needs, and those of them that come from others. blocks: as it lies
+        along m or n, none where it is made as it is wanted; along: how many along k."""
         batch, _, _, layers = self.shape
         b, outer, layer = (np.arange(batch) if batched else np.zeros(batch, int)), np.arange(len(sizes)), range(layers)
         block = (b[:, None, None] * len(sizes) + outer[None, :, None]) * layers + np.asarray(layer)
@@ -246,8 +252,23 @@ class Evaluation:
         at_home = self.is_gpu[who] == (lies_at == "gpu")
         users = np.maximum(1, np.bincount(what[at_home], minlength=count))
         size = np.tile(np.repeat(sizes / layers, layers), count // (len(sizes) * layers))[what]
-        crossing = size * np.where(at_home, 1 - 1 / users[what], 1.0) if self.setting.is_cluster else 0 * size
+        if not self.setting.is_cluster:
+            return _sums(who, size, workers), np.zeros(workers)
+        kept = self._kept_share(who[at_home], what[at_home] // layers % len(sizes), sizes, blocks, along)
+        crossing = size * np.where(at_home, 1 - kept / users[what], 1.0)
         return _sums(who, size, workers), _sums(who, crossing, workers)
+
+    def _kept_share(self, who: Ints, what: Ints, sizes: Floats, blocks: tuple[int, ...], along: int) -> float:
+        """The share of a block that the worker on which it lies needs, on average: all of it, unless it is taller than
+        what a worker needs, or longer than a layer. who needs which row (column) of tiles: pairs."""
+        if not blocks or not len(who):
+            return 1.0
+        count = len(sizes)
+        pairs = _distinct(who * count + what, count * len(self.slots.units))
+        total = max(float(sizes.sum()), 1e-300)
+        needed = float(sizes[pairs % count].sum()) / total / len(np.unique(pairs // count))
+        tallest = max(blocks) / max(1, sum(blocks))
+        return min(1.0, needed / max(tallest, 1e-300)) * min(1.0, along / self.cut.layers)
 
     def _piece(self, sizes: Floats, rate: float) -> Floats:
         """Bytes of the largest piece that a task has of an operand that it reads itself."""
@@ -273,7 +294,7 @@ class Evaluation:
         moved, layers = float(self.crossing.sum()), self.cut.layers
         hides = moved > 0 and self.is_gpu[self.worker].any() and 4 * least * layers <= self.p.k
         options = [least * times for times in ((1, 2, 4) if hides else (1,))]
-        seconds, chain = min((float(self.slot_seconds(c).max()) + self._cutting(c), c) for c in options)
+        seconds, chain = min((float(self.slot_seconds(c).max()) + self._taking_parts(c), c) for c in options)
         strips, sum_seconds, sum_bytes = self._adding_up(seconds)
         scheduling = SCHEDULING * self.setting.task_seconds * _tasks(self.cut, chain, strips)
         seconds = max(seconds + sum_seconds, scheduling)
@@ -342,6 +363,7 @@ class Evaluation:
         pieces = max(self._parts_of_k(), self.cut.layers * chain) / self.cut.layers
         computing += _sums(owner, self.each_tile * (pieces - 1) / COPY_BYTES_PER_S, len(slots)) * self.on_cpu
         computing += _sums(owner, self._reading(), len(slots))
+        computing += _sums(owner, self._joining(), len(slots)) * self.on_cpu
         fetching, copying = self._fetching()[slots.worker], self._copying()
         tiles = np.maximum(1, count * chain)
         first = np.where(self.on_cpu, fetching, (fetching + copying) / tiles)
@@ -445,14 +467,53 @@ class Evaluation:
         )
         return strips, seconds(strips), moved
 
-    def _cutting(self, chain: int) -> float:
-        """Seconds to cut operands that lie otherwise; a source is made as it is wanted."""
+    def _taking_parts(self, chain: int) -> float:
+        """Seconds of the tasks that take parts of operands' blocks where these lie."""
         p, seconds = self.p, 0.0
-        for blocks, wanted, size, free in (  # (what is read by the tiles' tasks is a source, too)
-            (p.m_blocks, self.cut.m, p.a_bytes, p.a_free),
-            (p.n_blocks, self.cut.n, p.b_bytes, p.b_free),
+        for blocks, along, wanted, at, free in (
+            (p.m_blocks, p.a_along, self.cut.m, p.a_at, p.a_free),
+            (p.n_blocks, p.b_along, self.cut.n, p.b_at, p.b_free),
         ):
-            if (tuple(blocks) != tuple(wanted) or len(p.k_blocks) < self.cut.layers * chain) and not free:
-                pieces = len(wanted) * max(len(p.k_blocks), self.cut.layers * chain)
-                seconds += size / COPY_BYTES_PER_S + pieces * self.setting.task_seconds
-        return seconds / self.slots_used
+            if free:
+                continue
+            panels = self.cut.layers * chain
+            parts = _parts(blocks, wanted) * max(along, panels) if along >= panels else len(wanted) * panels
+            seconds += parts * self.setting.task_seconds / max(1, self.setting.holding[at])
+        return seconds
+
+    def _joining(self) -> Floats:
+        """Seconds in which every part's task joins operands that lie in several blocks; a GPU does it in no time."""
+        p, each = self.p, np.zeros((len(self.ms), len(self.ns)))
+        if not p.a_free:
+            each += (self.row * _spans(p.m_blocks, self.cut.m))[:, None]
+        if not p.b_free:
+            each += self.column * _spans(p.n_blocks, self.cut.n)
+        seconds: Floats = np.broadcast_to((each / self.cut.layers)[None, :, :, None], self.shape).ravel()
+        return seconds / COPY_BYTES_PER_S
+
+
+@functools.lru_cache(maxsize=4096)
+def _parts(blocks: tuple[int, ...], wanted: tuple[int, ...]) -> int:
+    """How many of the runs between all borders of two cuts are no whole blocks of the first.
+
+    >>> _parts((4, 4), (2, 2, 4)), _parts((4, 4), (8,))
+    (2, 0)
+    """
+    if blocks == wanted:
+        return 0
+    ends, more = set(np.cumsum(blocks).tolist()), set(np.cumsum(wanted).tolist())
+    starts = sorted({0, *ends, *more})
+    whole = {(end - size, end) for end, size in zip(np.cumsum(blocks).tolist(), blocks, strict=True)}
+    return sum((a, b) not in whole for a, b in itertools.pairwise(starts))
+
+
+@functools.lru_cache(maxsize=4096)
+def _spans(blocks: tuple[int, ...], wanted: tuple[int, ...]) -> Floats:
+    """For every block of the second cut, 1 where it is joined of several of the first, else 0.
+
+    >>> _spans((2, 2, 4), (4, 4))
+    array([1., 0.])
+    """
+    ends, wants = np.cumsum(blocks), np.cumsum(wanted)
+    inside = np.searchsorted(ends, wants, "left") - np.searchsorted(ends, wants - np.asarray(wanted), "right")
+    return (inside > 0).astype(float)

@@ -14,6 +14,7 @@ as the cost model assumes.
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import math
 from collections import Counter
@@ -22,10 +23,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from taskgraph.chunks import numblocks, offsets
+from taskgraph.cost import COPY_BYTES_PER_S
 from taskgraph.expr import Chunks, DType, Expr, topological
+from taskgraph.gathering import Gathered, Piece, gathered
 from taskgraph.passes import ELEMENTWISE_PER_S, Group, align, group, is_number, is_small
 from taskgraph.plan import Plan, ProductPlan
-from taskgraph.problem import reading_rate
+from taskgraph.problem import PIECE_BYTES, reading_rate
 from workers.kernels import SCRATCH_BYTES
 
 #: Sources that are not made but there already.
@@ -40,8 +43,8 @@ Need = tuple[int, int]
 class Job:
     """One task, or (where `home` names a worker) a block that lies there from the start.
 
-    kind: the device class that it may run on; slot, pinned: as in the tag. needs: the results that it takes, each
-    once. flops: operations of a product, at the device's rate for that dtype; work: other operations, an element each.
+    kind: the device class that it may run on; slot, pinned, stays: as in the tag; product: of a tile, the name of its
+    product. needs: the results that it takes, each once. flops: operations of a product, at the device's rate for that dtype; work: other operations, an element each.
     nbytes: of the result; scratch: bytes held only while it runs.
     """
 
@@ -56,6 +59,8 @@ class Job:
     work: float = 0.0
     scratch: int = 0
     home: str | None = None
+    stays: bool = False
+    product: str = ""
 
 
 @dataclass
@@ -67,6 +72,7 @@ class Jobs:
     results: list[int] = field(default_factory=list)
     first: dict[Expr, int] = field(default_factory=dict)
     numbers: dict[Expr, list[int]] = field(default_factory=dict)  # where blocks are not in a row behind `first`
+    parts: dict[tuple[Expr, bool, Chunks], dict[Index, int]] = field(default_factory=dict)  # taken out of blocks
     _dealt: int = 0
     _names: dict[Expr, str] = field(default_factory=dict)
     _alike: Counter[str] = field(default_factory=Counter)
@@ -198,10 +204,8 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
     """
     a, b = node.inputs
     ta, tb = node.params["ta"], node.params["tb"]
-    none: Callable[[Index], list[int]] = lambda at: []
-    reads_a, reads_b = planned.streamed
-    left, right = none if reads_a else _lines(jobs, a, ta), none if reads_b else _lines(jobs, b, not tb)
-    runs_a, runs_b = (_runs(x.chunks[-2 if first else -1], planned.grid.k) for x, first in ((a, ta), (b, not tb)))
+    left, right = (_side(jobs, planned, side, x, first) for side, (x, first) in enumerate(((a, ta), (b, not tb))))
+    runs_a, runs_b = left.runs, right.runs
     rows, strips, item = len(planned.grid.m), planned.strips, node.dtype.itemsize
     lead = tuple(range(n) for n in numblocks(node.chunks[:-2]))
     where: dict[Index, int] = {}
@@ -213,30 +217,32 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
             above = where[*batch, j, i]
             nbytes = jobs.items[above].nbytes
             label = jobs.label(node, (*batch, i, j), " turned")
-            work, whole, of = float(nbytes // item), jobs.whole(above), _of_part(planned, first)
+            work, whole, of = float(nbytes // item), jobs.whole(above), _of_tile(planned, first)
             made = Job(label, nbytes=nbytes, dtype=node.dtype, needs=(whole,), work=work, **of)
             where[*batch, i, j] = jobs.add(made)
             continue
         of_batch = math.prod([c[n] for c, n in zip(node.chunks[:-2], batch, strict=True)])
-        line_a = [left((*_lead(a, batch), i * strips + r)) for r in range(strips)]
-        line_b = right((*_lead(b, batch), j))
+        line_a = [left.line((*_lead(a, batch), i * strips + r)) for r in range(strips)]
+        line_b = right.line((*_lead(b, batch), j))
         size = of_batch * planned.grid.m[i] * widths[j]
         chains, ends = planned.chains(tile), []
         for chain in chains:
             before: list[int] = []
             for panel in chain:
-                operands = [n for line in line_a for n in line[runs_a[panel]]] + line_b[runs_b[panel]]
+                operands = [n for line in (*line_a, line_b) if line for n in line[panel]]
                 many = before or any(run[panel].stop - run[panel].start > 1 for run in (runs_a, runs_b))
                 read, piece = _read_by(node, planned, (*batch, i, j), runs_a[panel], runs_b[panel])
-                where_it_runs = _of_part(planned, first + panel)
+                where_it_runs = _of_tile(planned, first + panel)
+                joined = (left.joined(i * strips, first + panel) + right.joined(j, first + panel)) * of_batch
                 job = Job(
                     jobs.label(node, (*batch, i, j), f" panel {panel}" if planned.panels > 1 else ""),
                     nbytes=size * item,
                     dtype=node.dtype,
                     needs=tuple([jobs.whole(n) for n in dict.fromkeys([*before, *operands])]),
                     flops=2.0 * size * planned.grid.k[panel],
-                    work=read * ELEMENTWISE_PER_S,
-                    scratch=_scratch(planned, first + panel, size * item, bool(before)) * bool(many) + piece,
+                    work=(read + joined / COPY_BYTES_PER_S) * ELEMENTWISE_PER_S,
+                    scratch=_scratch(planned, first + panel, size * item, bool(before)) * bool(many)
+                    + max(piece, min(int(joined), 2 * PIECE_BYTES)),
                     **where_it_runs,
                 )
                 before = [jobs.add(job)]
@@ -300,6 +306,74 @@ def _of_part(planned: ProductPlan, part: int) -> dict[str, Any]:
     return {"kind": planned.kinds[part], "slot": slot, "pinned": planned.pinned and slot is not None}
 
 
+def _of_tile(planned: ProductPlan, part: int) -> dict[str, Any]:
+    return {**_of_part(planned, part), "product": planned.name}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """An operand as a product's jobs take it.
+
+    runs: for every panel, which of the stretches of k. line: for a block row of the left operand (block column of the
+    right one) the jobs, a list for each panel; None where the tasks read it. joined: bytes that a part's task copies to
+    join the pieces of which such a line is made.
+    """
+
+    runs: list[slice]
+    line: Callable[[Index], list[list[int]] | None]
+    joined: Callable[[int, int], float]
+
+
+def _side(jobs: Jobs, planned: ProductPlan, side: int, x: Expr, inner_first: bool) -> _Side:
+    k_axis, panels = -2 if inner_first else -1, planned.grid.k
+    if planned.gathers[side]:
+        return _gathered_side(jobs, planned, gathered(x, inner_first), x)
+    runs, inner = _runs(x.chunks[k_axis], panels), range(len(x.chunks[k_axis]))
+    read = planned.streamed[side]
+
+    @functools.cache
+    def line(at: Index) -> list[list[int]] | None:
+        *lead, o = at
+        if read:
+            return None
+        blocks = [jobs.block(x, (*lead, *((k, o) if inner_first else (o, k)))) for k in inner]
+        return [blocks[run] for run in runs]
+
+    return _Side(runs, line, lambda outer, part: 0.0)
+
+
+def _gathered_side(jobs: Jobs, planned: ProductPlan, g: Gathered, x: Expr) -> _Side:
+    runs, item = _runs(g.cut, planned.grid.k), x.dtype.itemsize
+    parts = jobs.parts.setdefault((g.base, g.inner_first, x.chunks), {})
+
+    def take(lead: Index, k: Piece, outer: Piece) -> int:
+        index = (*lead, *g.index(k, outer))
+        block = jobs.block(g.base, index)
+        if g.slices(k, outer) is None:
+            return block
+        key = (*index, *(k.part or ()), -1, *(outer.part or ()))
+        if key not in parts:
+            of_lead = math.prod([c[n] for c, n in zip(x.chunks[:-2], lead, strict=True)])
+            whole, nbytes = jobs.whole(block), of_lead * k.size * outer.size * item
+            job = Job(jobs.label(x, index, " part"), jobs.items[block].kind, nbytes, x.dtype, (whole,), stays=True)
+            parts[key] = jobs.add(job)
+        return parts[key]
+
+    @functools.cache
+    def line(at: Index) -> list[list[int]]:
+        *lead, o = at
+        return [[take(tuple(lead), k, piece) for k in g.k[run] for piece in g.outer[o]] for run in runs]
+
+    def joined(outer: int, part: int) -> float:
+        """(A GPU joins in its own memory, in no time.)"""
+        if len(g.outer[outer]) == 1 or planned.kinds[part] == "gpu":
+            return 0.0
+        panel = planned.grid.k[part % planned.panels]
+        return float(planned.strips if not g.inner_first else 1) * sum(p.size for p in g.outer[outer]) * panel * item
+
+    return _Side(runs, line, joined)
+
+
 def _runs(cut: Sequence[int], panels: Sequence[int]) -> list[slice]:
     """For every panel, which of the operand's blocks along k it takes."""
     if len(panels) == 1:
@@ -307,21 +381,6 @@ def _runs(cut: Sequence[int], panels: Sequence[int]) -> list[slice]:
     ends = {end: n + 1 for n, end in enumerate(itertools.accumulate(cut))}
     at = [0, *(ends[end] for end in itertools.accumulate(panels))]
     return [slice(x, y) for x, y in itertools.pairwise(at)]
-
-
-def _lines(jobs: Jobs, x: Expr, inner_first: bool) -> Callable[[Index], list[int]]:
-    """Gives the jobs of a block row of a left operand (block column of a right one) along k, each line made once."""
-    first, second = numblocks(x.chunks)[-2:]
-    known: dict[Index, list[int]] = {}
-
-    def line(at: Index) -> list[int]:
-        if at not in known:
-            *lead, o = at
-            inner = range(first if inner_first else second)
-            known[at] = [jobs.block(x, (*lead, *((k, o) if inner_first else (o, k)))) for k in inner]
-        return known[at]
-
-    return line
 
 
 def _lead(x: Expr, batch: Sequence[int]) -> Index:

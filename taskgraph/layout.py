@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from taskgraph.chunks import refine
 from taskgraph.expr import Expr, bind, labelled, pinned, with_inputs
+from taskgraph.gathering import can_be_gathered
 from taskgraph.primitives import find
 from taskgraph.problem import even, problem_of
 
@@ -40,6 +41,16 @@ def cut_operands(node: Expr, planned: ProductPlan, often: Sequence[bool]) -> Exp
             k = refine(k, grid.k)
         operands.append(relayout(x, (*lead, *((k, outer) if inner_first else (outer, k))), dear))
     return with_inputs(node, tuple(operands))
+
+
+def gathering(node: Expr, planned: ProductPlan) -> tuple[bool, bool]:
+    """Whether the tasks of a product put its operands, cut as the grid wants them, together themselves."""
+    flags, across = (node.params["ta"], not node.params["tb"]), (len(planned.grid.n), len(planned.grid.m))
+    a, b = (
+        not read and can_be_gathered(x, first, users * planned.batch)
+        for x, first, users, read in zip(node.inputs, flags, across, planned.streamed, strict=True)
+    )
+    return a, b
 
 
 def _source_blocks(k_blocks: tuple[int, ...], users: int) -> tuple[int, ...]:

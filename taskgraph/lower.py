@@ -87,8 +87,16 @@ class _Layers:
     names: dict[Expr, str] = field(default_factory=dict)
     near: dict[Expr, Callable[[tuple[int, ...]], str | None]] = field(default_factory=dict)
 
-    def add(self, name: str, tasks: dict[Key, Any], needs: set[str], tag: TaskTag | Callable[[Key], TaskTag]) -> None:
-        self.layers[name] = MaterializedLayer(tasks, annotations={**_span(), TAG: tag})
+    def add(
+        self,
+        name: str,
+        tasks: dict[Key, Any],
+        needs: set[str],
+        tag: TaskTag | Callable[[Key], TaskTag],
+        is_urgent: bool = False,
+    ) -> None:
+        first = {"priority": 1} if is_urgent else {}
+        self.layers[name] = MaterializedLayer(tasks, annotations={**_span(), **first, TAG: tag})
         self.dependencies[name] = needs
 
     def name(self, node: Expr, *made_of: Any) -> str:
@@ -286,10 +294,14 @@ def _lower_part(done: _Layers, node: Expr) -> None:
 def _lower_product(done: _Layers, g: Group, node: Expr, planned: ProductPlan) -> None:
     """The tasks of a product and its epilogue, under a name that says how it is cut, summed and finished."""
     a, b = node.inputs
-    operands = [None if read else done.names[x] for x, read in zip((a, b), planned.streamed, strict=True)]
+    operands = [
+        None if read else done.names[x.inputs[0] if gathers else x]
+        for x, read, gathers in zip((a, b), planned.streamed, planned.gathers, strict=True)
+    ]
     needs = [n for n in operands if n is not None]
     sums = [planned.chains(tile) for tile in range(len(planned.slots) // planned.panels)] if planned.panels > 1 else []
-    cut: list[Any] = [sorted(set(needs)), planned.streamed, planned.grid.k, planned.strips, sums]
+    how = planned.streamed, planned.gathers
+    cut: list[Any] = [sorted(set(needs)), how, planned.grid.k, planned.strips, sums]
     epilogue = _epilogue(done, g, node) if g.behind else None
     if epilogue is None:
         name = done.name(node, *cut)
@@ -297,7 +309,7 @@ def _lower_product(done: _Layers, g: Group, node: Expr, planned: ProductPlan) ->
         own = digest(g.result.token, [n.token for n in g.nodes], sorted(epilogue.needs), *cut)
         name = done.names[g.result] = f"{node.label}-{own}"
     for layer in product_layers(node, replace(planned, name=name), name, operands[0], operands[1], epilogue):
-        done.add(layer.name, layer.tasks, layer.needs, layer.tags.__getitem__)
+        done.add(layer.name, layer.tasks, layer.needs, layer.tags.__getitem__, layer.is_urgent)
 
 
 def _epilogue(done: _Layers, g: Group, product: Expr) -> Epilogue:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from taskgraph.chunks import aligned, broadcast, is_single
 from taskgraph.expr import Expr, bind, consumers, labelled, pinned, rewrite, topological, with_inputs
 from taskgraph.layout import relayout
-from taskgraph.plan import Plan
+from taskgraph.plan import Plan, ProductPlan
 
 # -- simplify ----------------------------------------------------------------------------------------------------------
 
@@ -189,14 +189,22 @@ def group(plan: Plan) -> list[Group]:
         for node in order
         if head[node] is node
         and (node not in numbers or node in roots or not all(_takes(u) for u in users[node]))
-        and (node in roots or not _is_streamed(node, users[node], plan))
+        and (node in roots or not _is_made_by_users(node, users[node], plan))
     ]
 
 
-def _is_streamed(node: Expr, users: Sequence[Expr], plan: Plan) -> bool:
-    """Whether nobody needs its blocks: those who multiply it read it themselves."""
-    sides = [s for u in users if u in plan.products for s in zip(u.inputs, plan.products[u].streamed, strict=True)]
-    return bool(sides) and all(u in plan.products for u in users) and all(s for x, s in sides if x is node)
+def _is_made_by_users(node: Expr, users: Sequence[Expr], plan: Plan) -> bool:
+    """Whether nobody needs its blocks: those who multiply it read it themselves, or put it together."""
+    if not users or not all(u in plan.products for u in users):
+        return False
+    products = [plan.products[u] for u in users]
+    sides = [(x, s or g) for u, p in zip(users, products, strict=True) for x, s, g in _sides(u, p)]
+    return all(made for x, made in sides if x is node)
+
+
+def _sides(product: Expr, planned: ProductPlan) -> Iterator[tuple[Expr, bool, bool]]:
+    """The operands, whether each is streamed, and whether it is gathered."""
+    return zip(product.inputs, planned.streamed, planned.gathers, strict=True)
 
 
 def is_number(node: Expr) -> bool:

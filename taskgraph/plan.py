@@ -34,7 +34,7 @@ from taskgraph.cost import (
 )
 from taskgraph.expr import DType, Expr, consumers, describe, rewrite, topological, with_inputs
 from taskgraph.gram import gram_flops, is_gram, triangle
-from taskgraph.layout import cut_operands
+from taskgraph.layout import cut_operands, gathering
 from taskgraph.machine import Device, Machine
 from taskgraph.problem import Problem, even, piece_sizes, problem_of
 from taskgraph.reading import best_reading
@@ -61,6 +61,7 @@ class TaskTag(TypedDict):
     kind: the device class, "cpu" or "gpu", on whose workers alone the task may run.
     slot: the name of the worker that the plan chose for a product's tile, absent where any of the class will do.
     near: for a block of an operand that has to be made anyway: the worker whose tile needs it.
+    stays: it takes a part of a block, where the block is, of whatever class that worker is.
     pinned: the user named the slot (`tg.device("gpu:1")`): no other worker of the class takes it while it is alive.
     product, grid, tile: name of the product, its grid (gm, gn, gk), and the tile's place in it (i, j, k), behind the
     blocks of leading axes where the product is batched.
@@ -69,6 +70,7 @@ class TaskTag(TypedDict):
     kind: str
     slot: NotRequired[str]
     near: NotRequired[str]
+    stays: NotRequired[bool]
     pinned: NotRequired[bool]
     product: NotRequired[str]
     grid: NotRequired[tuple[int, int, int]]
@@ -104,6 +106,8 @@ class ProductPlan:
     of `grid.m` cut in strips. streamed: whether the tasks read the left and the right operand themselves, in `pieces`
     of k, each time anew; such a one has no tasks of its own, moves nowhere, and is nowhere held.
 
+    gathers: whether the tasks put the left and the right operand together from blocks that are cut otherwise.
+
     mirrored: of a matrix times its own transpose, tiles below the diagonal are those above, turned, on the same slots.
 
     seconds, bytes_moved and peak_bytes are predictions: seconds for the product alone on an idle machine, bytes between
@@ -130,6 +134,7 @@ class ProductPlan:
     peak_bytes: Mapping[str, int]
     mirrored: bool = False
     streamed: tuple[bool, bool] = (False, False)
+    gathers: tuple[bool, bool] = (False, False)
     pieces: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
@@ -293,7 +298,7 @@ def plan(roots: Sequence[Expr], machine: Machine) -> Plan:
         a_at, b_at = (_lies_at(i, products, machine) for i in inputs)
         decided = choose(new, machine, a_at, b_at, often)
         new = cut_operands(new, decided, often)
-        products[new] = replace(decided, name=new.name)
+        products[new] = replace(decided, name=new.name, gathers=gathering(new, decided))
         return new
 
     return Plan(rewrite(roots, rule), products, machine)

@@ -33,7 +33,8 @@ PIECE_SHARE, THINNEST_PIECE = 1 / 8, 64
 class Problem:
     """A product as the cost model sees it: sizes, how the operands lie, what cutting them costs.
 
-    a_batched, b_batched: whether the operand has blocks along the leading axes. a_at, b_at: the kind of the workers on
+    a_batched, b_batched: whether the operand has blocks along the leading axes. a_along, b_along: in how many blocks
+    each lies along k. a_at, b_at: the kind of the workers on
     which it lies. a_read, b_read: bytes per second at which the tasks of the tiles read it themselves, piece by piece;
     0 where they do not. piece_bytes: of one piece, at the most.
     """
@@ -52,6 +53,8 @@ class Problem:
     b_free: bool
     a_batched: bool
     b_batched: bool
+    a_along: int
+    b_along: int
     a_at: str
     b_at: str
     flops: int
@@ -131,6 +134,8 @@ def problem_of(node: Expr, a_at: str = "cpu", b_at: str = "cpu") -> Problem:
         b_free=b.op.kind == "source",
         a_batched=math.prod(numblocks(a.chunks[:-2])) > 1,
         b_batched=math.prod(numblocks(b.chunks[:-2])) > 1,
+        a_along=len(ak),
+        b_along=len(bk),
         a_at=a_at,
         b_at=b_at,
         flops=2 * node.size * k,

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from dask._task_spec import Task, TaskRef
 
 from taskgraph.chunks import numblocks, offsets, refine
 from taskgraph.expr import Expr, digest
+from taskgraph.gathering import Gathered, gathered
 from taskgraph.plan import ProductPlan, TaskTag
+from taskgraph.problem import PIECE_BYTES, SHORTEST_PIECE, even
 from taskgraph.program import made
-from workers.device_tile import run
-from workers.kernels import Deferred, add_onto, epilogue, gemm_panel, streams, tree_add, turned
+from workers.device_tile import part_of, run
+from workers.kernels import Deferred, Joined, add_onto, epilogue, gemm_panel, streams, tree_add, turned
 
 Key = Any  # (name, i, j, ...): a tuple of strings and numbers, which Dask's own type does not admit
 
 
 class TaskLayer(NamedTuple):
-    """Tasks under one name, the names of the layers that they take blocks of, and their annotations."""
+    """Tasks under one name, the names of the layers that they take blocks of, and their annotations.
+
+    is_urgent: they take no time and no memory, and others wait for them.
+    """
 
     name: str
     tasks: dict[Key, Any]
     needs: set[str]
     tags: dict[Key, TaskTag]
+    is_urgent: bool = False
 
 
 class Epilogue(NamedTuple):
@@ -50,7 +58,7 @@ def product_layers(
     epilogue: Epilogue | None = None,
 ) -> list[TaskLayer]:
     """The layers of a product whose blocks are to be (name, ..., i, j), of operands with these names; None: one that
-    the tasks read themselves.
+    the tasks read themselves. Of an operand that the tasks put together, the name is that of what it is made of.
 
     A tile whose panels are all meant for one worker is a chain: each task adds its panel to what the one before gave.
     Otherwise every chain gives a partial tile, as a list of row strips where there are several; each strip goes by a
@@ -100,31 +108,41 @@ class _Stage:
     ) -> None:
         a, b = node.inputs
         ta, tb = node.params["ta"], node.params["tb"]
-        grid = planned.grid
         self.planned, self.name, self.epilogue = planned, name, epilogue
-        self.blocks = (*numblocks(node.chunks[:-2]), len(grid.m), len(grid.n))
+        self.blocks = (*numblocks(node.chunks[:-2]), len(planned.grid.m), len(planned.grid.n))
         self.lead_a, self.lead_b = _lead_of(a), _lead_of(b)
-        cut_a, cut_b = (x.chunks[-2 if first else -1] for x, first in ((a, ta), (b, not tb)))
-        self.lines_a = _by_panel(_lines(name_a, a, ta), _runs(cut_a, grid.k))
-        self.lines_b = _by_panel(_lines(name_b, b, not tb), _runs(cut_b, grid.k))
-        kernel = partial(_tile, ta=ta, tb=tb, strips=planned.strips)
-        self.kernels = []
-        for run_a, run_b in zip(_runs(cut_a, grid.k), _runs(cut_b, grid.k), strict=True):
-            cuts = cut_a[run_a], cut_b[run_b]
-            of_panel = partial(kernel, cuts=cuts, alike=cuts[0] == cuts[1])
-            self.kernels.append((of_panel, partial(of_panel, chained=True)))
+        self.a, self.b = (
+            _side(x, first, operand, planned.grid.k, gathers)
+            for x, first, operand, gathers in zip(
+                (a, b), (ta, not tb), (name_a, name_b), planned.gathers, strict=True
+            )
+        )
+        self.kernel = partial(_tile, ta=ta, tb=tb, strips=planned.strips)
+        self.kernel_of = cache(self._kernel_of)
         self.parts, self.strips = (f"{node.label}-{what}-{digest(name)}" for what in ("partial", "strip"))
-        needs = {n for n in (name_a, name_b) if n is not None}
+        needs = self.a.needs | self.b.needs
         self.tasks = {n: TaskLayer(n, {}, set(), {}) for n in (self.parts, self.strips, name)}
         self.tasks[self.parts].needs.update(needs, {self.parts})
         self.tasks[self.strips].needs.add(self.parts)
         self.tasks[name].needs.update(needs, {self.parts, self.strips}, epilogue.needs if epilogue else ())
 
+    def _kernel_of(
+        self, panel: int, is_chained: bool, pieces: tuple[tuple[int, ...], tuple[int, ...]]
+    ) -> Callable[..., Any]:
+        """What a task of a panel calls. pieces: of how many every strip of the left line, and the right one, is joined;
+        made once for all alike, so that they travel once."""
+        cuts = self.a.cut[self.a.runs[panel]], self.b.cut[self.b.runs[panel]]
+        more: dict[str, Any] = {"chained": True} if is_chained else {}
+        if any(n > 1 for side in pieces for n in side):
+            more["pieces"] = pieces
+        return partial(self.kernel, cuts=cuts, alike=cuts[0] == cuts[1], **more)
+
     def layers(self) -> list[TaskLayer]:
         """Those that have tasks, each needing only others."""
         there = {n: layer for n, layer in self.tasks.items() if layer.tasks}
         empty = self.tasks.keys() - there.keys()
-        return [TaskLayer(n, x.tasks, x.needs - empty - {n}, x.tags) for n, x in there.items()]
+        sliced = {s.name: s for s in (self.a.slices, self.b.slices) if s is not None}
+        return [*sliced.values(), *(TaskLayer(n, x.tasks, x.needs - empty - {n}, x.tags) for n, x in there.items())]
 
     def put(self, key: Key, task: Task, tag: TaskTag) -> TaskRef:
         layer = self.tasks[key[0]]
@@ -147,8 +165,10 @@ class _Stage:
             above, tag = TaskRef((self.name, *batch, j, i)), planned.tag(tile, (*index, 0))
             self.put((self.name, *index), Task((self.name, *index), run, turned, above), tag)
             return
-        left = [self.lines_a[_broadcast(self.lead_a, batch), i * strips + r] for r in range(strips)]
-        right = self.lines_b[_broadcast(self.lead_b, batch), j]
+        rows = [i * strips + r for r in range(strips)]
+        left = [self.a.lines[_broadcast(self.lead_a, batch), row] for row in rows]
+        right = self.b.lines[_broadcast(self.lead_b, batch), j]
+        pieces = tuple([self.a.pieces[row] for row in rows]), (self.b.pieces[j],)
         first = tile * planned.panels
         chains = planned.chains(tile) if planned.panels > 1 else [range(1)]
         is_whole = len(chains) == strips == 1
@@ -156,7 +176,7 @@ class _Stage:
         for chain in chains:
             so_far: tuple[TaskRef, ...] = ()
             for panel in chain:
-                kernel, tag = self.kernels[panel][bool(so_far)], planned.tag(first + panel, (*index, panel))
+                kernel, tag = self.kernel_of(panel, bool(so_far), pieces), planned.tag(first + panel, (*index, panel))
                 args = (*so_far, *(ref for line in left for ref in line[panel]), *right[panel])
                 if is_whole and panel == chain[-1]:
                     so_far = (self.finish(tuple(index), kernel, *args, tag=tag),)
@@ -190,15 +210,57 @@ def _runs(cut: tuple[int, ...], panels: tuple[int, ...]) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(at)]
 
 
-def _lines(name: str | None, x: Expr, inner_first: bool) -> Iterator[tuple[tuple[Any, int], list[Any]]]:
-    """For every block row of a left operand (block column of a right one), its blocks along k: made once, used by all
-    the tiles that it meets."""
+@dataclass(frozen=True)
+class _Side:
+    """An operand as the tasks take it.
+
+    cut: along k; runs: for every panel, which of those stretches. lines: for every block row of a left operand (block
+    column of a right one), what a task takes of it, a list for every panel; made once, for all the tiles that it meets.
+    pieces: for every line, of how many pieces each stretch of k is joined. slices: the tasks that take parts of blocks.
+    """
+
+    cut: tuple[int, ...]
+    runs: list[slice]
+    lines: dict[tuple[Any, int], list[list[Any]]]
+    pieces: Sequence[int]
+    needs: set[str]
+    slices: TaskLayer | None = None
+
+
+def _side(x: Expr, inner_first: bool, name: str | None, panels: tuple[int, ...], gathers: bool) -> _Side:
+    if gathers and name is not None:
+        return _gathered_side(x, gathered(x, inner_first), name, panels)
+    cut = x.chunks[-2 if inner_first else -1]
+    runs = _runs(cut, panels)
     *lead, first, second = numblocks(x.chunks)
     inner, outer = (first, second) if inner_first else (second, first)
     block = _deferred(x) if name is None else lambda index: TaskRef((name, *index))
+    lines = {}
     for at in itertools.product(*map(range, lead)):
         for o in range(outer):
-            yield (at, o), [block((*at, *((k, o) if inner_first else (o, k)))) for k in range(inner)]
+            line = [block((*at, *((k, o) if inner_first else (o, k)))) for k in range(inner)]
+            lines[at, o] = [line[run] for run in runs]
+    return _Side(cut, runs, lines, [1] * outer, set() if name is None else {name})
+
+
+def _gathered_side(x: Expr, g: Gathered, name: str, panels: tuple[int, ...]) -> _Side:
+    """Of blocks that lie under that name: those of which all is taken themselves, parts of others by tasks."""
+    sliced = TaskLayer(f"rechunk-split-{digest(name, x.chunks)}", {}, {name}, {}, is_urgent=True)
+
+    def take(lead: tuple[int, ...], k: Any, outer: Any) -> TaskRef:
+        whole, part = TaskRef((name, *lead, *g.index(k, outer))), g.slices(k, outer)
+        if part is None:
+            return whole
+        key: Key = (sliced.name, *lead, *[n for p in (k, outer) for n in (p.block, *(p.part or ()))])
+        sliced.tasks[key], sliced.tags[key] = Task(key, part_of, whole, (..., *part)), TaskTag(kind="cpu", stays=True)
+        return TaskRef(key)
+
+    runs, lines = _runs(g.cut, panels), {}
+    for lead in itertools.product(*map(range, numblocks(x.chunks[:-2]))):
+        for o, pieces in enumerate(g.outer):
+            lines[lead, o] = [[take(lead, k, piece) for k in g.k[run] for piece in pieces] for run in runs]
+    needs = {name, sliced.name} if sliced.tasks else {name}
+    return _Side(g.cut, runs, lines, [len(o) for o in g.outer], needs, sliced if sliced.tasks else None)
 
 
 def _deferred(x: Expr) -> Callable[[tuple[int, ...]], Deferred]:
@@ -210,10 +272,6 @@ def _deferred(x: Expr) -> Callable[[tuple[int, ...]], Deferred]:
         return Deferred(make, tuple([s[i] for s, i in zip(starts, index, strict=True)]), shape, x.dtype)
 
     return block
-
-
-def _by_panel(lines: Iterator[tuple[Any, list[Any]]], runs: Sequence[slice]) -> dict[Any, list[list[Any]]]:
-    return {place: [line[run] for run in runs] for place, line in lines}
 
 
 def _lead_of(x: Expr) -> list[bool]:
@@ -239,26 +297,50 @@ def _tile(
     cuts: tuple[tuple[int, ...], tuple[int, ...]],
     alike: bool,
     chained: bool = False,
+    pieces: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
 ) -> Any:
     """A panel of a tile: the blocks of a's line along k, for every strip, then those of b's.
 
     cuts: how the two are cut along k; where they are not alike, each is looked at through views between all boundaries
     of both. chained: the first argument is what the panels before gave, to which this one is added. strips: where there
-    are several, the result is a list of them.
+    are several, the result is a list of them. pieces: for every strip of a, and for b, of how many arguments each of
+    its blocks is to be joined.
     """
     before, tiles = (args[0], args[1:]) if chained else (None, args)
     of_a, of_b = cuts
-    lefts: list[Any] = [tiles[r * len(of_a) : (r + 1) * len(of_a)] for r in range(strips)]
-    rights: Any = tiles[strips * len(of_a) :]
-    if not alike:
-        both = refine(of_a, of_b)
-        lefts = [_views(left, of_a, both, along_rows=ta) for left in lefts]
+    of_rows, (of_columns,) = pieces or ((1,) * strips, (1,))
+    left = iter(tiles)
+    lefts: list[Any] = [_joined(left, n, len(of_a), -1 if ta else -2) for n in of_rows]
+    rights: Any = _joined(left, of_columns, len(of_b), -2 if tb else -1)
+    both = refine(of_a, of_b)
+    if pieces:
+        both = _short(both, [(x, -2 if ta else -1) for x in lefts] + [(rights, -1 if tb else -2)])
+    if not alike or len(both) > len(of_a):
+        lefts = [_views(x, of_a, both, along_rows=ta) for x in lefts]
         rights = _views(rights, of_b, both, along_rows=not tb)
-    found = [gemm_panel(xp, left, rights, transpose_a=ta, transpose_b=tb) for left in lefts]
+    found = [gemm_panel(xp, x, rights, transpose_a=ta, transpose_b=tb) for x in lefts]
     if chained:
         so_far: Any = before if strips > 1 else [before]
         found = [add_onto(xp, new, old) for new, old in zip(found, so_far, strict=True)]
     return found if strips > 1 else found[0]
+
+
+def _joined(args: Iterator[Any], pieces: int, blocks: int, axis: int) -> list[Any]:
+    """The next blocks of a line, each of so many arguments side by side."""
+    groups = [[next(args) for _ in range(pieces)] for _ in range(blocks)]
+    return [Joined(group, axis) if pieces > 1 else group[0] for group in groups]
+
+
+def _short(cut: tuple[int, ...], lines: Sequence[tuple[Sequence[Any], int]]) -> tuple[int, ...]:
+    """A cut along k so fine that what is joined takes little memory at a time. lines: blocks, and which axis is k."""
+    each = [
+        math.prod(x.shape) // max(1, x.shape[axis]) * x.dtype.itemsize
+        for line, axis in lines
+        for x in line[:1]
+        if isinstance(x, Joined)
+    ]
+    most = max(PIECE_BYTES // max(1, *each, 1), SHORTEST_PIECE)
+    return tuple([part for size in cut for part in even(size, max(1, -(-size // most)))])
 
 
 def _views(tiles: Any, sizes: tuple[int, ...], finer: tuple[int, ...], *, along_rows: bool) -> list[Any]:

@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import functools
 import heapq
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from taskgraph.expr import DType
@@ -107,7 +109,7 @@ class _Worker:
         self.number, self.device = number, device
         self.free_threads = list(range(device.threads))  # a heap
         self.bound: dict[int, float] = {}  # jobs bound and not done -> their seconds
-        self.ready: list[tuple[int, int]] = []  # (priority, job): everything is here, waits for a thread
+        self.ready: list[tuple[tuple[int, int], int]] = []  # (priority, job): everything is here, waits for a thread
         self.waited_for: dict[int, list[int]] = {}  # blocks on their way -> jobs that wait for them
         self.has: set[int] = set()  # blocks that are where its jobs can take them
         self.done, self.busy_s = 0, 0.0
@@ -131,7 +133,7 @@ class _Run:
     """The state of a simulated run. It is its own `placement.Facts`."""
 
     def __init__(self, jobs: Jobs) -> None:
-        self.jobs, self.machine = jobs.items, jobs.plan.machine
+        self.jobs, self.machine = relocated(jobs.items), jobs.plan.machine
         self.workers = [_Worker(n, d) for n, d in enumerate(self.machine.devices)]
         self.changed = dict.fromkeys(self.workers)  # of which the placement would see something else now
         self.open: dict[int, Any] = {}  # what the placement sees of the workers that have a place
@@ -157,6 +159,7 @@ class _Run:
         self.now, self.bytes_moved, self.in_flight, self._events = 0.0, 0, 0, 0
         self.assign, self.task, self.view = resolve("assign"), resolve("ReadyTask"), resolve("WorkerView")
         self.places, self.has_room, self.queue = resolve("places"), resolve("has_room"), resolve("ReadyQueue")()
+        self.staying = resolve("staying")
         self.coming: dict[str, int] = {}
         self.bandwidth = self.machine.link_bytes_per_s
 
@@ -218,8 +221,15 @@ class _Run:
 
     def _enqueue(self, number: int) -> None:
         job = self.jobs[number]
-        source = not job.needs
-        self.queue.add(self.task(number, (self.priority[number],), job.kind, job.slot, job.pinned, source))
+        kind, slot = job.kind, job.slot
+        if job.stays:
+            slot = self.staying(self.held_bytes(number), self.kinds)
+            kind = self.kinds[slot]
+        self.queue.add(self.task(number, self.urgency(number), kind, slot, job.pinned, source=not job.needs))
+
+    def urgency(self, number: int) -> tuple[int, int]:
+        """As the priorities of the tasks: parts of blocks first, which cost nothing."""
+        return (not self.jobs[number].stays, self.priority[number])
 
     def _place(self) -> None:
         """A round of the plugin: bind what finds a place."""
@@ -267,7 +277,7 @@ class _Run:
                 self._ready(number, w)
 
     def _ready(self, number: int, w: _Worker) -> None:
-        heapq.heappush(w.ready, (self.priority[number], number))
+        heapq.heappush(w.ready, (self.urgency(number), number))
         self._start(w)
 
     def _start(self, w: _Worker) -> None:
@@ -378,6 +388,47 @@ class _Run:
     def _moved(self, w: _Worker, need: int, way: str, start: float, stop: float) -> None:
         label = f"{self.jobs[need].label} {way}"
         self.timeline.append(Row(w.device.name, w.device.threads, label, "transfer", start, stop))
+
+
+def relocated(jobs: list[Job]) -> list[Job]:
+    """The jobs with like slots exchanged, as the plugin does, so that tiles run where their operands lie."""
+    loads: dict[str, Counter[tuple[str, str]]] = {}
+    users, tiles = [0] * len(jobs), []
+    for number, job in enumerate(jobs):
+        for need, _ in job.needs:
+            users[need] += 1
+        if job.product and job.slot is not None:
+            loads.setdefault(job.slot, Counter())[job.slot if job.pinned else "", job.product] += 1
+            tiles.append(number)
+    if len(loads) < 2:
+        return jobs
+    held: dict[str, dict[str, float]] = {slot: {} for slot in loads}
+    seen: set[tuple[str, int]] = set()
+    for number in tiles:
+        slot = jobs[number].slot or ""
+        for need, _ in jobs[number].needs:
+            if (slot, need) not in seen:
+                seen.add((slot, need))
+                for home, nbytes in _holders(jobs, need, users).items():
+                    held[slot][home] = held[slot].get(home, 0.0) + nbytes
+    places = resolve("exchange")({slot: frozenset(load.items()) for slot, load in loads.items()}, held)
+    return [
+        replace(job, slot=places[job.slot])
+        if job.slot in places and not job.pinned and places[job.slot] != job.slot
+        else job
+        for job in jobs
+    ]
+
+
+def _holders(jobs: Sequence[Job], number: int, users: Sequence[int]) -> dict[str, float]:
+    """Bytes of a block on the workers where it lies; of a part of one, its share of that."""
+    job = jobs[number]
+    if job.home is not None:
+        return {job.home: float(job.nbytes)}
+    if not job.stays:
+        return {}
+    ((block, nbytes),) = job.needs
+    return {jobs[block].home or "": nbytes / users[block]} if jobs[block].home else {}
 
 
 def depth_first(jobs: Jobs) -> list[int]:

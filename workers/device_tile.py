@@ -107,6 +107,17 @@ def to_host(value: Any) -> Any:
     return value.to_host() if isinstance(value, DeviceTile) else value
 
 
+def part_of(value: Any, index: tuple[slice, ...]) -> Any:
+    """A part of a block, where the block is: a view of it, also on a device.
+
+    >>> part_of(np.arange(6).reshape(2, 3), (slice(1), slice(1, 3)))
+    array([[1, 2]])
+    """
+    if isinstance(value, DeviceTile):
+        return DeviceTile(value.array[index], value._owner)
+    return value[index]
+
+
 def run(kernel: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call `kernel(xp, *args, **kwargs)` on this process's device: what every task of ours does.
 

@@ -11,14 +11,14 @@ import numpy as np
 from array_api_compat import is_cupy_namespace, is_numpy_namespace
 
 from workers import backend
-from workers.operand import Deferred, Operand, in_turn, numpy_dtype, streams
+from workers.operand import Deferred, Joined, Operand, in_turn, numpy_dtype, streams
 from workers.rates import note, rest
 
 #: Of the buffer through which products on the host are added up (chosen: a share of the smallest worker's memory that
 #: nobody misses; measured on strips of 4096 x 8192 x 4096 in float32, 64 MB to 8 MB take the same time).
 SCRATCH_BYTES = 32 * 2**20
 
-__all__ = ["Deferred", "add_onto", "epilogue", "gemm_panel", "streams", "tree_add", "turned"]
+__all__ = ["Deferred", "Joined", "add_onto", "epilogue", "gemm_panel", "streams", "tree_add", "turned"]
 
 
 @streams
@@ -52,7 +52,7 @@ def gemm_panel(
     for tile in (*a_tiles, *b_tiles):
         if tile.ndim < 2:
             raise ValueError(f"gemm_panel: a tile has at least two axes, not shape {tuple(tile.shape)}")
-    if isinstance(a_tiles[0], Operand) and a_tiles[0].pieces > 1:
+    if isinstance(a_tiles[0], Operand | Joined) and a_tiles[0].pieces > 1:
         return _in_pieces(xp, a_tiles, b_tiles, transpose_a, transpose_b)
     dtype = xp.result_type(*_dtypes((*a_tiles, *b_tiles)))
     # For booleans through float32, whose gemm is BLAS's: a sum of ones is 0 only of no ones.
@@ -67,7 +67,7 @@ def gemm_panel(
     if as_dtype:
         return total != 0
     k = sum(tile.shape[-2 if transpose_a else -1] for tile in a_tiles)
-    if not any(isinstance(tile, Deferred) for tile in (*a_tiles, *b_tiles)):  # reading is no rate of products
+    if not any(isinstance(tile, Deferred | Joined) for tile in (*a_tiles, *b_tiles)):  # that is no rate of products
         note(total.shape, k, numpy_dtype(total).name, time.thread_time() - start)
     return total
 
@@ -140,9 +140,10 @@ def turned(xp: Any, tile: Any) -> Any:
 
 def _dtypes(tiles: Sequence[Any]) -> set[Any]:
     """The dtypes of the tiles as their device has them: of one that it lacks, this is where it says so."""
-    if not isinstance(tiles[0], Operand):
+    here = getattr(tiles[0], "here", None)
+    if here is None:
         return {tile.dtype for tile in tiles}
-    return {tiles[0].here.to_device(np.empty(0, dtype)).dtype for dtype in {tile.dtype for tile in tiles}}
+    return {here.to_device(np.empty(0, dtype)).dtype for dtype in {tile.dtype for tile in tiles}}
 
 
 def _factor(xp: Any, tile: Any, transpose: bool, as_dtype: Any) -> Any:

@@ -4,7 +4,7 @@ A kernel that takes its operands so says it with `@streams`; on a GPU it then ge
 host it gets arrays, as every other kernel does everywhere.
 
 What is not there at all before it is wanted is a `Deferred`: a rectangle of a file or of random numbers, which the task
-that multiplies it reads, and forgets.
+that multiplies it reads, and forgets. What lies in several pieces is a `Joined`, put together a stretch at a time.
 """
 
 from __future__ import annotations
@@ -133,6 +133,86 @@ class Operand:
         return f"Operand(shape={self.shape}, dtype={self.dtype})"
 
 
+class Joined:
+    """An operand that lies in several pieces side by side: joined when a kernel wants it, and forgotten.
+
+    parts: arrays of the host, or Operands. axis: -2 or -1, along which they follow each other.
+
+    >>> rows = Joined([np.zeros((2, 3)), np.ones((1, 3))], -2)
+    >>> rows.shape, rows[..., slice(1, 3), slice(None)].read()
+    ((3, 3), array([[0., 0., 0.],
+           [1., 1., 1.]]))
+    """
+
+    __slots__ = ("axis", "here", "parts", "pieces")
+
+    def __init__(self, parts: Sequence[Any], axis: int) -> None:
+        self.parts, self.axis = parts, axis
+        self.here: Backend | None = getattr(parts[0], "here", None)
+        self.pieces: int = getattr(parts[0], "pieces", 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        found = list(self.parts[0].shape)
+        found[self.axis] = sum(part.shape[self.axis] for part in self.parts)
+        return tuple(found)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.parts[0].shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return numpy_dtype(self.parts[0])
+
+    def __getitem__(self, index: tuple[Any, ...]) -> Joined:
+        """Views of the pieces in which a rectangle lies; an ellipsis and slices of the last axes say which."""
+        ranges = [slice(None)] * (3 - len(index)) + list(index[1:])
+        start, stop, _ = ranges[self.axis].indices(self.shape[self.axis])
+        found, at = [], 0
+        for part in self.parts:
+            size = part.shape[self.axis]
+            low, high = max(start - at, 0), min(stop - at, size)
+            if low < high:
+                ranges[self.axis] = slice(low, high)
+                found.append(part[(..., *ranges)])
+            at += size
+        if not found:
+            ranges[self.axis] = slice(0, 0)
+            found = [self.parts[0][(..., *ranges)]]
+        return Joined(found, self.axis)
+
+    def in_one(self) -> Joined:
+        """See `Operand.in_one`."""
+        return Joined([part.in_one() for part in self.parts], self.axis)
+
+    def read(self) -> Any:
+        """The array, of pieces in host memory."""
+        return np.concatenate(self.parts, self.axis) if len(self.parts) > 1 else self.parts[0]
+
+    def begin(self) -> Upload:
+        """Start to bring the pieces to the device, one by one; what is given back waits for them and joins them."""
+        if self.here is None:
+            return self.read
+        return _Arriving([part.begin() for part in self.parts], self.axis, self.here.xp)
+
+    def __repr__(self) -> str:
+        return f"Joined({len(self.parts)} parts, shape={self.shape}, dtype={self.dtype})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Arriving:
+    """Pieces on their way to the device."""
+
+    uploads: Sequence[Upload]
+    axis: int
+    xp: Any
+
+    def __call__(self) -> Any:
+        there = [upload() for upload in self.uploads]
+        return self.xp.concat(there, axis=self.axis) if len(there) > 1 else there[0]
+
+
 def numpy_dtype(array: Any) -> np.dtype[Any]:
     """The NumPy dtype of an array of any namespace."""
     dtype = array.dtype
@@ -166,18 +246,19 @@ def in_turn(lefts: Sequence[Any], rights: Sequence[Any]) -> Iterator[tuple[Any, 
         # Memory that an upload still writes must not go back to the pool: this thread's work waits for the upload.
         for pair in begun:
             for upload in pair:
-                if not _is_reading(upload):
-                    upload()
+                for started in upload.uploads if isinstance(upload, _Arriving) else (upload,):
+                    if not _is_reading(started):
+                        started()
 
 
 def _begin(tile: Any) -> Upload:
     if isinstance(tile, Deferred):
         return tile.read
-    return tile.begin() if isinstance(tile, Operand) else lambda: tile
+    return tile.begin() if isinstance(tile, Operand | Joined) else lambda: tile
 
 
 def _is_reading(upload: Upload) -> bool:
-    return isinstance(getattr(upload, "__self__", None), Deferred)
+    return isinstance(getattr(upload, "__self__", None), Deferred | Joined)
 
 
 def _arrived(pair: tuple[Upload, Upload]) -> tuple[Any, Any]:

@@ -1,0 +1,116 @@
+"""Operands of a product that its tasks put together themselves, from blocks that lie as they lie.
+
+Design note. A block of an operand that is not cut as the product's grid wants it could be cut and joined by tasks of
+its own, as `rechunk` does. What these join then lies on one worker and goes to others from there: every byte is sent
+twice. So a tile's task takes the blocks themselves: whole where all of one belongs to its rows (or columns), else the
+part, which a task of next to no work takes out where the block is. The pieces are joined inside the task, a stretch of
+k at a time (`workers.operand.Joined`). In the graph such an operand stays a `rechunk` expression, which is not lowered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from taskgraph.chunks import offsets, refine
+from taskgraph.expr import Expr
+
+#: The most pieces that all tasks of a product take of an operand (chosen: as many as it may have tasks; the scheduler
+#: keeps an edge for each). What needs more is cut and joined by tasks of its own.
+MOST_PIECES = 100_000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of one block along one axis: the block's number and, where it is not all of it, from where to where."""
+
+    block: int
+    part: tuple[int, int] | None
+    size: int
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The blocks of `base` of which an operand's blocks are made.
+
+    k: for every stretch of k, the run of a block that it is. outer: for every block of the operand along the other
+    axis, the runs of which it is joined.
+    """
+
+    base: Expr
+    inner_first: bool
+    k: tuple[Piece, ...]
+    outer: tuple[tuple[Piece, ...], ...]
+
+    @property
+    def cut(self) -> tuple[int, ...]:
+        """The stretches of k."""
+        return tuple(p.size for p in self.k)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether some task takes a part of a block."""
+        return any(p.part for p in itertools.chain(self.k, *self.outer))
+
+    @property
+    def axis(self) -> int:
+        """Along which the pieces follow each other."""
+        return -1 if self.inner_first else -2
+
+    def index(self, k: Piece, outer: Piece) -> tuple[int, int]:
+        """The last two numbers of the block."""
+        return (k.block, outer.block) if self.inner_first else (outer.block, k.block)
+
+    def slices(self, k: Piece, outer: Piece) -> tuple[slice, slice] | None:
+        """The part of that block; None for all of it."""
+        if not k.part and not outer.part:
+            return None
+        of_k, of_outer = (slice(*p.part) if p.part else slice(None) for p in (k, outer))
+        return (of_k, of_outer) if self.inner_first else (of_outer, of_k)
+
+
+def gathered(x: Expr, inner_first: bool) -> Gathered:
+    """How an operand that is a `rechunk` is put together. inner_first: whether k is its last axis but one."""
+    (base,) = x.inputs
+    k_axis, outer_axis = (-2, -1) if inner_first else (-1, -2)
+    k = _runs(base.chunks[k_axis], refine(base.chunks[k_axis], x.chunks[k_axis]))
+    outer = _runs(base.chunks[outer_axis], refine(base.chunks[outer_axis], x.chunks[outer_axis]))
+    return Gathered(base, inner_first, k, _joined(outer, x.chunks[outer_axis]))
+
+
+def can_be_gathered(x: Expr, inner_first: bool, users: int) -> bool:
+    """Whether the tasks of a product can put an operand together: each of its blocks goes to so many tiles."""
+    if x.op.name != "rechunk" or x.inputs[0].chunks[:-2] != x.chunks[:-2] or 0 in x.shape:
+        return False
+    found, lead = gathered(x, inner_first), 1
+    for sizes in x.chunks[:-2]:
+        lead *= len(sizes)
+    return lead * users * len(found.k) * sum(map(len, found.outer)) <= MOST_PIECES
+
+
+def _runs(blocks: Sequence[int], finer: Sequence[int]) -> tuple[Piece, ...]:
+    """Every stretch of a finer cut as a run of a block.
+
+    >>> _runs((4, 2), (3, 1, 2))
+    (Piece(block=0, part=(0, 3), size=3), Piece(block=0, part=(3, 4), size=1), Piece(block=1, part=None, size=2))
+    """
+    found, starts, at, block = [], offsets(blocks), 0, 0
+    for size in finer:
+        while at >= starts[block] + blocks[block]:
+            block += 1
+        start = at - starts[block]
+        found.append(Piece(block, (start, start + size) if size < blocks[block] else None, size))
+        at += size
+    return tuple(found)
+
+
+def _joined(runs: Sequence[Piece], coarser: Sequence[int]) -> tuple[tuple[Piece, ...], ...]:
+    """The runs in groups, one for every block of a coarser cut."""
+    found, left = [], iter(runs)
+    for size in coarser:
+        group: list[Piece] = []
+        while sum(p.size for p in group) < size:
+            group.append(next(left))
+        found.append(tuple(group))
+    return tuple(found)
