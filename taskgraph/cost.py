@@ -46,6 +46,8 @@ COPIES_OF_WRITING = 1.5
 #: with float32: sides of 16, 32, 64, 128 beside 1024 give 0.69, 0.83, 0.93, 0.97. For GPUs chosen: full from about 4096
 #: on, where the profile is measured.
 HALF_RATE_SIDE = {"cpu": 8.0, "gpu": 256.0}
+#: The side at which a device's rate is measured, or said.
+FULL_RATE_SIDE = {"cpu": 1024, "gpu": 4096}
 
 #: What it takes to ask for operands of a task, in costs of a task (measured: messages wait up to 2 ms in a worker, 5 in
 #: the scheduler; a task costs 0.5): many small tiles hide no more than some large ones.
@@ -118,6 +120,12 @@ class Slots:
     @property
     def kinds(self) -> tuple[str, ...]:
         return tuple(self.units[w].kind for w in self.worker)
+
+    def kinds_used(self, owner: Ints) -> tuple[tuple[str, int], ...]:
+        """How many slots of each kind have parts. owner: their numbers."""
+        used = np.flatnonzero(np.bincount(owner, minlength=len(self)))
+        kinds = [self.units[w].kind for w in self.worker[used]]
+        return tuple((kind, kinds.count(kind)) for kind in ("cpu", "gpu"))
 
     def between(self, start: int, stop: int) -> Slots:
         """Those from one number to another."""
@@ -356,7 +364,9 @@ class Evaluation:
         side = np.minimum(np.minimum.outer(self.ms, self.ns), max(1.0, p.k / (self.cut.layers * chain)))
         flops = np.outer(self.ms, self.ns) * (p.flops / max(1, p.m * p.n) / (p.batch * self.cut.layers))
         flops, side = (np.broadcast_to(x[None, :, :, None], self.shape).ravel() for x in (flops, side))
-        slowing = 1 + slots.half_side[owner] / np.maximum(side, 1)
+        half = slots.half_side[owner]
+        measured = np.where(self.on_cpu[owner], *FULL_RATE_SIDE.values())
+        slowing = np.maximum(1.0, (1 + half / np.maximum(side, 1)) / (1 + half / measured))
         count = np.bincount(owner, minlength=len(slots))
         computing = _sums(owner, flops * slowing / slots.rates[owner], len(slots))
         computing += count * chain * self.setting.task_seconds

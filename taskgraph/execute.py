@@ -28,6 +28,7 @@ from taskgraph.provenance import provenance
 from taskgraph.reassociate import flops, reassociate
 from taskgraph.simulate import simulate as predict
 from taskgraph.spec import validate
+from taskgraph.trial import soonest
 from taskgraph.upward import resolve
 
 #: What runs a collection of ours where no client is in force.
@@ -61,7 +62,7 @@ def with_values(exprs: Sequence[Expr], fed: Mapping[Expr, Expr] | None = None) -
 
 def planned(exprs: Sequence[Expr], machine: Machine) -> Plan:
     """The plan of some expressions on a machine: what a run follows."""
-    return plan_products(rewritten(exprs), machine)
+    return plan_products(rewritten(exprs), machine, soonest)
 
 
 def rewritten(exprs: Sequence[Expr]) -> tuple[Expr, ...]:

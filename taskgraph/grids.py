@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,26 +31,65 @@ MIXED_MARGIN = 1.05
 TILES_PER_SLOT = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 #: The most tasks of one product: what needs more is refused, since a scheduler takes half a minute for so many.
 MOST_TASKS = 100_000
+#: Cuts that are given besides the cheapest: so many, that cost so many times as much at the most (chosen: the error of
+#: the model beside the simulation, which is made of each).
+MOST_CANDIDATES, CLOSE = 10, 1.4
 #: Numbers of slots that are tried: all up to sixteen, then such that grids of several shapes have so many tiles.
 SOME = (*range(1, 17), 18, 20, 24, 28, 32, 36, 42, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384,
         448, 512, 576, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192)  # fmt: skip
 
 
-@functools.lru_cache(maxsize=1024)
 def solve(p: Problem, groups: tuple[tuple[Unit, ...], ...], setting: Setting) -> Choice:
-    """The cheapest cut of the product for any one of the groups of devices.
+    """The cheapest cut of the product for any one of the groups of devices."""
+    return ranked(p, groups, setting)[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def ranked(p: Problem, groups: tuple[tuple[Unit, ...], ...], setting: Setting) -> tuple[Choice, ...]:
+    """The cheapest cut of the product for any one of the groups of devices, and behind it some that cost little more
+    and are unlike it: on other numbers of slots, with k cut across workers or not, in shorter chains.
 
     Remembered, since the steps of a loop ask for the same again and again.
     """
-    best: Choice | None = None
+    found = _Found()
     for units in groups:
-        mixed = len({u.kind for u in units}) > 1
-        best = _mixed(p, units, setting, best) if mixed else _alone(p, slots_of(units), setting, best)
-    if best is None:  # too small to be divided between two classes
+        if len({u.kind for u in units}) > 1:
+            _mixed(p, units, setting, found)
+        else:
+            _alone(p, slots_of(units), setting, found)
+    if found.best is None:  # too small to be divided between two classes
         for unit in {u.kind: u for units in groups for u in units}.values():
-            best = _alone(p, slots_of([unit]), setting, best)
-    assert best is not None, groups
-    return best
+            _alone(p, slots_of([unit]), setting, found)
+    return found.few()
+
+
+class _Found:
+    """The choices that were weighed: the best, and the best of each family."""
+
+    def __init__(self) -> None:
+        self.best: Choice | None = None
+        self.families: dict[Hashable, Choice] = {}
+
+    def add(self, choice: Choice) -> None:
+        """Another one."""
+        self.best = _better(choice, self.best)
+        family = choice.slots.kinds_used(choice.cut.owner), choice.cut.layers, choice.chain, len(choice.cut.owner)
+        self.families[family] = _better(choice, self.families.get(family))
+
+    def is_beaten(self, seconds: float) -> bool:
+        """Whether what takes at least so long is no better than the best."""
+        return self.best is not None and not self.best.bytes_over and seconds >= self.best.seconds
+
+    def few(self) -> tuple[Choice, ...]:
+        """The best, and others that are close."""
+        best = self.best
+        assert best is not None
+        close = [
+            c
+            for c in self.families.values()
+            if c is not best and c.bytes_over <= best.bytes_over and c.seconds <= CLOSE * best.seconds
+        ]
+        return (best, *sorted(close, key=lambda c: c.order)[: MOST_CANDIDATES - 1])
 
 
 def _better(new: Choice, best: Choice | None) -> Choice:
@@ -62,19 +101,20 @@ def _better(new: Choice, best: Choice | None) -> Choice:
 # -- one class ---------------------------------------------------------------------------------------------------------
 
 
-def _alone(p: Problem, slots: Slots, setting: Setting, best: Choice | None) -> Choice | None:
+def _alone(p: Problem, slots: Slots, setting: Setting, found: _Found) -> None:
     for some in _some(slots):
-        found = None
-        if best is not None and not best.bytes_over and _least_seconds(p, some, setting) >= best.seconds:
+        if found.is_beaten(_least_seconds(p, some, setting)):
             continue
+        best = None
         for m, n, layers in cuts(p, some):
-            if best is not None and not best.bytes_over and _least_computing(p, m, n, layers, some) >= best.seconds:
+            if found.is_beaten(_least_computing(p, m, n, layers, some)):
                 continue
             cut = Cut(m, n, layers, _owners(p, len(m), len(n), layers, some.rates))
-            found = _better(Evaluation(p, cut, some, setting).choice(), found)
-        if found is not None:
-            best = _better(_dealt_again(p, found, setting), best)
-    return best
+            choice = Evaluation(p, cut, some, setting).choice()
+            found.add(choice)
+            best = _better(choice, best)
+        if best is not None:
+            found.add(_dealt_again(p, best, setting))
 
 
 def _dealt_again(p: Problem, choice: Choice, setting: Setting) -> Choice:
@@ -102,7 +142,7 @@ def _some(slots: Slots) -> Iterator[Slots]:
     those behind the first step, since like ones share what is bound by bytes better than a fast one with slow ones."""
     steps = [int(i) + 1 for i in np.flatnonzero(slots.rates[1:] < 0.8 * slots.rates[:-1])]
     for start in (0, *steps[:1]):
-        stops = {len(slots), *steps, *(start + s for s in SOME if start + s < len(slots))}
+        stops = {len(slots), len(slots) - 1, *steps, *(start + s for s in SOME if start + s < len(slots))}
         for stop in sorted((s for s in stops if s > start), reverse=True):
             yield slots.between(start, stop)
 
@@ -209,16 +249,14 @@ class _Part:
     common: int
 
 
-def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, best: Choice | None) -> Choice | None:
+def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, found: _Found) -> None:
     """Both classes, where that gains something over the best of one."""
     for some in _sets(units):
         slots = slots_of(some)
-        least = MIXED_MARGIN * p.flops / float(slots.rates.sum())
-        if best is not None and not best.bytes_over and least >= best.seconds:
+        if found.is_beaten(MIXED_MARGIN * p.flops / float(slots.rates.sum())):
             continue
         for choice in _divided(p, slots, setting):
-            best = _better(replace(choice, seconds=MIXED_MARGIN * choice.seconds), best)
-    return best
+            found.add(replace(choice, seconds=MIXED_MARGIN * choice.seconds))
 
 
 def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:

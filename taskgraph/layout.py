@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from taskgraph.chunks import refine
-from taskgraph.expr import Expr, bind, labelled, pinned, with_inputs
+from taskgraph.expr import Expr, Opaque, bind, labelled, pinned, with_inputs
 from taskgraph.gathering import can_be_gathered
 from taskgraph.primitives import find
 from taskgraph.problem import even, problem_of
@@ -57,6 +58,14 @@ def _source_blocks(k_blocks: tuple[int, ...], users: int) -> tuple[int, ...]:
     """A source's blocks along k: as the other operand's, or so many that those who use them make equal shares."""
     k, pieces = sum(k_blocks), min(users, MOST_SHARES)
     return even(k, pieces) if len(k_blocks) < pieces and k >= pieces * SHORTEST_SHARE else k_blocks
+
+
+def lying(x: Expr) -> Expr:
+    """Data in the place of an operand, in its blocks or, where it is a source, in any."""
+    with pinned(x.device), labelled(x.label):
+        if x.op.kind == "source":
+            return bind(find("placeholder"), shape=x.shape, dtype=x.dtype, chunks=x.chunks, id=0, name=x.token)
+        return bind(find("dask"), array=Opaque(SimpleNamespace(shape=x.shape, dtype=x.dtype, chunks=x.chunks), x.token))
 
 
 def relayout(x: Expr, chunks: tuple[tuple[int, ...], ...], used_often: bool = False) -> Expr:

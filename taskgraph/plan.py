@@ -14,8 +14,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -34,7 +35,7 @@ from taskgraph.cost import (
 )
 from taskgraph.expr import DType, Expr, consumers, describe, rewrite, topological, with_inputs
 from taskgraph.gram import gram_flops, is_gram, triangle
-from taskgraph.layout import cut_operands, gathering
+from taskgraph.layout import cut_operands, gathering, lying
 from taskgraph.machine import Device, Machine
 from taskgraph.problem import Problem, even, piece_sizes, problem_of
 from taskgraph.reading import best_reading
@@ -278,8 +279,19 @@ class Plan:
     __str__ = summary
 
 
-def plan(roots: Sequence[Expr], machine: Machine) -> Plan:
+#: Looks closer at some ways to compute one product, each given by what makes a plan of the product alone: says which
+#: number is best, and its seconds. The first argument stands for them, so that the answer may be remembered.
+Judge = Callable[[Hashable, Sequence[Callable[[], "Plan"]]], tuple[int, float]]
+
+#: The judge is asked about products that take at least so many seconds, and about ways of at most so many tasks (chosen:
+#: to simulate some ways takes no longer than some ten runs of the product; then the answer is remembered).
+JUDGED_S, JUDGED_TASKS = 0.02, 2500
+
+
+def plan(roots: Sequence[Expr], machine: Machine, judge: Judge | None = None) -> Plan:
     """Choose a grid and workers for every product that the roots need: pure, nothing runs.
+
+    judge: looks closer at what the cost model thinks is best, and at what comes close to it.
 
     Raises ValueError where an expression is pinned to a device that the machine lacks, InfeasiblePlan where a product
     fits in no way into the memory of the devices that it may use.
@@ -296,12 +308,24 @@ def plan(roots: Sequence[Expr], machine: Machine) -> Plan:
             return new
         often = [len(users[i]) > 1 for i in node.inputs]
         a_at, b_at = (_lies_at(i, products, machine) for i in inputs)
-        decided = choose(new, machine, a_at, b_at, often)
-        new = cut_operands(new, decided, often)
-        products[new] = replace(decided, name=new.name, gathers=gathering(new, decided))
+        new, products_plan = _cut(new, choose(new, machine, a_at, b_at, often, judge), often)
+        products[new] = products_plan
         return new
 
     return Plan(rewrite(roots, rule), products, machine)
+
+
+def _cut(node: Expr, decided: ProductPlan, often: Sequence[bool]) -> tuple[Expr, ProductPlan]:
+    """The product with its operands cut as was decided."""
+    new = cut_operands(node, decided, often)
+    return new, replace(decided, name=new.name, gathers=gathering(new, decided))
+
+
+def _apart(node: Expr, decided: ProductPlan, often: Sequence[bool], machine: Machine) -> Plan:
+    """The product alone, of operands that are there, in that way."""
+    operands = tuple(x if read else lying(x) for x, read in zip(node.inputs, decided.streamed, strict=True))
+    new, planned = _cut(with_inputs(node, operands), decided, often)
+    return Plan((new,), {new: planned}, machine)
 
 
 def _check_pin(node: Expr, machine: Machine) -> None:
@@ -339,6 +363,7 @@ def choose(
     a_at: str | None = None,
     b_at: str | None = None,
     often: Sequence[bool] = (False, False),
+    judge: Judge | None = None,
 ) -> ProductPlan:
     """The cheapest choice for one product: over classes of devices, and for each over its slots and over grids; and
     over whether operands that can be made anywhere are made once, or read by every task that needs them.
@@ -353,20 +378,32 @@ def choose(
         cut = Cut(p.m_blocks, p.n_blocks, 1, np.zeros(1, dtype=np.int64))
         slots = slots_of([unit_of(home[0], p.dtype)])
         seconds = machine.task_seconds + p.flops / home[0].rate(p.dtype)
-        choice = Choice(cut, slots, 0.0, seconds, 0.0, 1, 1)
+        choices: tuple[Choice, ...] = (Choice(cut, slots, 0.0, seconds, 0.0, 1, 1),)
     else:
         groups = [[unit_of(d, p.dtype) for d in devices] for devices in classes(node.device, machine, p.dtype)]
         held = p
-        p, choice = best_reading(node, p, groups, setting, often)
-        half = triangle(held, tuple(map(tuple, groups)), setting, choice) if is_gram(node) else None
+        p, choices = best_reading(node, p, groups, setting, often)
+        half = triangle(held, tuple(map(tuple, groups)), setting, choices[0]) if is_gram(node) else None
         if half is not None:
             whole, flops = _decided(node, held, half, machine, free=False, is_pinned=is_pinned), gram_flops(node)
             area = whole.area_seconds * flops / held.flops
             # no bound is known on the bytes
             return replace(whole, flops=flops, area_seconds=area, bytes_bound=0.0, mirrored=True)
-        _check_memory(node, p, choice, setting)
-    free = len(choice.cut.owner) == 1 and not is_pinned and choice.slots.kinds[choice.cut.owner[0]] == machine.home
-    return _decided(node, p, choice, machine, free=free, is_pinned=is_pinned)
+        _check_memory(node, p, choices[0], setting)
+
+    def decided(c: Choice) -> ProductPlan:
+        free = len(c.cut.owner) == 1 and not is_pinned and c.slots.kinds[c.cut.owner[0]] == machine.home
+        return _decided(node, p, c, machine, free=free, is_pinned=is_pinned)
+
+    ways = [c for c in choices if c.tasks <= JUDGED_TASKS]
+    if judge is None or len(ways) < 2 or choices[0].seconds < JUDGED_S or choices[0].tasks > JUDGED_TASKS:
+        return decided(choices[0])
+    lies = tuple((x.chunks, x.op.kind, x.device) for x in node.inputs)
+    number, seconds = judge(
+        (p, setting, tuple(map(tuple, groups)), lies, node.device, node.inputs[0] is node.inputs[1], machine.home),
+        [partial(lambda c: _apart(node, decided(c), often, machine), c) for c in ways],
+    )
+    return replace(decided(ways[number]), seconds=seconds)
 
 
 def classes(pin: str | None, machine: Machine, dtype: DType) -> list[tuple[Device, ...]]:

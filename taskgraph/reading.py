@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from taskgraph.cost import MEMORY_SHARE, Choice, Evaluation, Setting, Unit
 from taskgraph.expr import Expr
-from taskgraph.grids import solve
+from taskgraph.grids import ranked
 from taskgraph.problem import PIECE_BYTES, PIECE_SHARE, Problem, reading_rate
 
 
 def best_reading(
     node: Expr, p: Problem, groups: Sequence[Sequence[Unit]], setting: Setting, often: Sequence[bool]
-) -> tuple[Problem, Choice]:
-    """The problem with the operands that tasks are to read themselves, and its cheapest cut. Sources that are made once
+) -> tuple[Problem, tuple[Choice, ...]]:
+    """The problem with the operands that tasks are to read themselves, and its cheapest cuts, the best first. Sources that are made once
     must fit into the memory of those who need them, beside the results."""
     # random numbers that others need, too, are made once: see layout.relayout
     rates = [0.0 if o and x.op.name == "random" else reading_rate(x) for x, o in zip(node.inputs, often, strict=True)]
@@ -25,15 +25,16 @@ def best_reading(
     found = []
     for a_read, b_read in itertools.product(*[dict.fromkeys((0.0, rate)) for rate in rates]):
         q = replace(p, a_read=a_read, b_read=b_read, piece_bytes=piece)
-        choice = solve(q, tuple(map(tuple, groups)), setting)
-        if choice.bytes_over:
-            choice = solve(q, tuple(tuple(_roomy(units)) for units in groups), setting)
+        choices = ranked(q, tuple(map(tuple, groups)), setting)
+        if choices[0].bytes_over:
+            choices = ranked(q, tuple(tuple(_roomy(units)) for units in groups), setting)
+        choice = choices[0]
         seen = Evaluation(q, choice.cut, choice.slots, setting)
         crowds = [a_read, b_read] != rates and not seen.fits_at_rest()
         seconds = choice.seconds + seen.making(to_make)
-        found.append(((choice.bytes_over, crowds, seconds), q, choice))
-    _, q, choice = min(found, key=lambda f: f[0])
-    return q, choice
+        found.append(((choice.bytes_over, crowds, seconds), q, choices))
+    _, q, choices = min(found, key=lambda f: f[0])
+    return q, choices
 
 
 def _roomy(units: Sequence[Unit]) -> list[Unit]:

@@ -68,6 +68,13 @@ def simulate(plan: Plan) -> Prediction:
     )
 
 
+def makespan(plan: Plan) -> float:
+    """Predicted seconds of a plan, and nothing else."""
+    run = _Run(jobs_of(plan))
+    run.go()
+    return run.now
+
+
 def critical_path(jobs: Jobs, seconds: Callable[[Job], float]) -> float:
     """Seconds of the longest chain of jobs that need each other, with nothing to wait for or to move between them.
 
