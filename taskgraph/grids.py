@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,8 +29,12 @@ MIXED_MARGIN = 1.05
 #: Tiles per slot: like slots need one each, unlike ones more, until the last tile of the slowest weighs little. More
 #: than sixteen only add tasks (chosen: a ragged end of half a tile is then 3%).
 TILES_PER_SLOT = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
+#: Parts of k per slot, where a small output is summed of them: some, whose operands arrive while others compute.
+LAYERS_PER_SLOT = (2, 4, 8)
 #: The most tasks of one product: what needs more is refused, since a scheduler takes half a minute for so many.
 MOST_TASKS = 100_000
+#: Of the best cut for both classes, shares of the GPUs so many times as large are looked at, too.
+SHIFTS = (1.02, 1.04, 1.08, 1.16, 1.3, 0.97)
 #: Cuts that are given besides the cheapest: so many, that cost so many times as much at the most (chosen: the error of
 #: the model beside the simulation, which is made of each).
 MOST_CANDIDATES, CLOSE = 10, 1.4
@@ -69,6 +73,7 @@ class _Found:
     def __init__(self) -> None:
         self.best: Choice | None = None
         self.families: dict[Hashable, Choice] = {}
+        self.shares: list[Choice] = []
 
     def add(self, choice: Choice) -> None:
         """Another one."""
@@ -89,7 +94,8 @@ class _Found:
             for c in self.families.values()
             if c is not best and c.bytes_over <= best.bytes_over and c.seconds <= CLOSE * best.seconds
         ]
-        return (best, *sorted(close, key=lambda c: c.order)[: MOST_CANDIDATES - 1])
+        more = [c for c in self.shares if c.bytes_over <= best.bytes_over and c.seconds <= CLOSE * best.seconds]
+        return (best, *sorted(close, key=lambda c: c.order)[: MOST_CANDIDATES - 1], *more)
 
 
 def _better(new: Choice, best: Choice | None) -> Choice:
@@ -171,8 +177,18 @@ def _owners(p: Problem, gm: int, gn: int, layers: int, rates: Floats) -> Ints:
     if each == 1:
         row, column = p.a_bytes / gm, p.b_bytes / gn
         return rectangles(gm, gn, counts, row, column)
-    run = np.repeat(np.arange(len(rates)), counts).reshape(p.batch, layers, gm, gn)
+    run = np.repeat(np.arange(len(rates)), counts)
+    if p.batch == gm == gn == 1 and layers > len(rates):
+        # not in a row: a chain's next part begins to fetch when the one before is done, parts apart at once
+        run = run[np.argsort((_ranks(counts) + 0.5) / counts[run], kind="stable")]
+    run = run.reshape(p.batch, layers, gm, gn)
     return np.ascontiguousarray(run.transpose(0, 2, 3, 1)).ravel()
+
+
+def _ranks(counts: Ints) -> Ints:
+    """For runs of so many, the place of each in its run."""
+    ranks: Ints = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    return ranks
 
 
 def cuts(p: Problem, slots: Slots) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
@@ -187,6 +203,9 @@ def cuts(p: Problem, slots: Slots) -> Iterator[tuple[tuple[int, ...], tuple[int,
         shapes.update(dict.fromkeys(_flat(p, tiles, 3 if per_slot == 1 else 2)))
     if count > 1 and p.batch == 1:
         shapes.update(dict.fromkeys(_layered(p, count, 3)))
+        if p.m * p.n <= p.k * min(p.m, p.n):
+            several = [count * times for times in LAYERS_PER_SLOT if count * times <= p.k]
+            shapes.update(dict.fromkeys((1, 1, layers) for layers in several))
     shapes.update(dict.fromkeys(_that_fit(p, slots)))
     for gm, gn, layers in shapes:
         yield level(p.m, gm), level(p.n, gn), layers
@@ -255,8 +274,14 @@ def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, found: _Found) -
         slots = slots_of(some)
         if found.is_beaten(MIXED_MARGIN * p.flops / float(slots.rates.sum())):
             continue
-        for choice in _divided(p, slots, setting):
-            found.add(replace(choice, seconds=MIXED_MARGIN * choice.seconds))
+        best = None
+        for choice, shifted in _divided(p, slots, setting):
+            choice = replace(choice, seconds=MIXED_MARGIN * choice.seconds)
+            found.add(choice)
+            if best is None or choice.order < best[0].order:
+                best = choice, shifted
+        if best is not None and (not found.shares or best[0].order < found.shares[0].order):
+            found.shares = [c for by in SHIFTS if (c := best[1](by)) is not None]
 
 
 def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
@@ -272,9 +297,17 @@ def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
                     yield some[start:end] + others
 
 
-def _divided(p: Problem, slots: Slots, setting: Setting) -> Iterator[Choice]:
+def _divided(
+    p: Problem, slots: Slots, setting: Setting
+) -> Iterator[tuple[Choice, Callable[[float], Choice | None]]]:
     """The output divided along its longer axis (where they are alike, each): cuts of both parts for several numbers of
-    tiles; the best of them with the shares of the classes brought to where both end at once."""
+    tiles; the best of them with the shares of the classes brought to where both end at once. Beside each choice what
+    gives the same with another share of the GPUs, so many times as large."""
+
+    def at(cut_at: Callable[[Floats, float], Cut | None], rates: Floats, share: float, by: float) -> Choice | None:
+        cut = cut_at(rates, min(1.0, share * by))
+        return None if cut is None else Evaluation(p, cut, slots, setting).choice()
+
     kinds = np.asarray(slots.kinds)
     gpus, cpus = np.flatnonzero(kinds == "gpu"), np.flatnonzero(kinds == "cpu")
     fair = float(slots.rates[gpus].sum() / slots.rates.sum())
@@ -288,7 +321,7 @@ def _divided(p: Problem, slots: Slots, setting: Setting) -> Iterator[Choice]:
                 found.append((Evaluation(p, cut, slots, setting).choice(), parts, cut_at))
     found.sort(key=lambda f: f[0].order)
     for choice, parts, cut_at in found[:3]:
-        yield choice
+        yield choice, partial(at, cut_at, slots.rates, fair)
         share = fair
         for _ in range(3):
             rates = _rates_seen(p, choice, setting)
@@ -298,7 +331,7 @@ def _divided(p: Problem, slots: Slots, setting: Setting) -> Iterator[Choice]:
             if (cut := cut_at(rates, share)) is None:
                 break
             choice = Evaluation(p, cut, slots, setting).choice()
-            yield choice
+            yield choice, partial(at, cut_at, rates, share)
 
 
 def _least_tiles(p: Problem, slots: Slots) -> int:

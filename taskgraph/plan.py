@@ -469,7 +469,10 @@ def _bytes_bound(node: Expr, p: Problem, c: Choice) -> float:
 
 
 def panel_sizes(p: Problem, panels: int) -> tuple[int, ...]:
-    """k in so many panels of about one size: borders of the operands' blocks where there are suitable ones."""
+    """k in so many panels of about one size: borders of the operands' blocks where there are suitable ones, and where
+    an operand lies in blocks or is read in them."""
+    if p.a_free and p.b_free and not p.a_read and not p.b_read:
+        return even(p.k, panels)
     borders = np.cumsum(p.k_blocks)
     ends = borders[np.abs(borders[:, None] - p.k * np.arange(1, panels + 1) / panels).argmin(axis=0)]
     sizes = np.diff(ends, prepend=0)

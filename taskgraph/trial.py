@@ -10,12 +10,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
 from taskgraph.plan import Plan
-from taskgraph.simulate import makespan
+from taskgraph.simulate import seconds_at_least
 
 #: Answers that are remembered (chosen: more products than a graph has).
 ANSWERS_KEPT = 1024
-#: Another way must be so much sooner than the one that the cost model prefers (chosen: what a real run varies by).
-LEAST_GAIN = 0.995
 
 _answers: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
 
@@ -24,10 +22,9 @@ def soonest(key: Hashable, ways: Sequence[Callable[[], Plan]]) -> tuple[int, flo
     """The number of the way that is done first, and its seconds; a judge for `taskgraph.plan.plan`."""
     known = _answers.get(key)
     if known is None:
-        seconds = [makespan(way()) for way in ways]
+        seconds = [seconds_at_least(way()) for way in ways]
         best = min(range(len(ways)), key=lambda n: seconds[n])
-        known = (best, seconds[best]) if seconds[best] < LEAST_GAIN * seconds[0] else (0, seconds[0])
-        _answers[key] = known
+        known = _answers[key] = best, seconds[best]
         if len(_answers) > ANSWERS_KEPT:
             _answers.popitem(last=False)
     return known

@@ -294,7 +294,8 @@ def check_placement(
     expected: dict[Any, Said],
     known: Collection[Any] = (),
 ) -> Counter[str]:
-    """Every task ran once, on a worker of the kind that plan and annotation name; none ran that is in no graph.
+    """Every task ran once, on a worker of the kind that plan and annotation name (those that take a part of a block:
+    where the block is); none ran that is in no graph.
 
     The one task that `client.compute` puts behind ours, to join the blocks, may be without annotation; it belongs on
     CPU workers. known: keys whose values may have been there, and need not have run. Gives the number of tasks of each
@@ -310,7 +311,8 @@ def check_placement(
             continue
         assert t.tag is not None, f"untagged: {t}"
         said = expected[t.key]
-        assert t.tag["kind"] == t.kind == said.kind, f"the plan says {said}: {t}"
+        kind = t.tag["kind"] if t.tag.get("stays") else t.kind  # who takes a part of a block is where the block is
+        assert t.tag["kind"] == kind == said.kind, f"the plan says {said}: {t}"
         if said.pinned:
             assert (t.worker, t.tag["slot"], t.tag["pinned"]) == (said.pinned, said.pinned, True), t
     missing = planned - times.keys() - set(known)
