@@ -9,9 +9,13 @@ k at a time (`workers.operand.Joined`). In the graph such an operand stays a `re
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from taskgraph.chunks import offsets, refine
 from taskgraph.expr import Expr
@@ -114,3 +118,31 @@ def _joined(runs: Sequence[Piece], coarser: Sequence[int]) -> tuple[tuple[Piece,
             group.append(next(left))
         found.append(tuple(group))
     return tuple(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def parts_taken(blocks: tuple[int, ...], wanted: tuple[int, ...]) -> int:
+    """How many of the runs between all borders of two cuts are no whole blocks of the first.
+
+    >>> parts_taken((4, 4), (2, 2, 4)), parts_taken((4, 4), (8,))
+    (2, 0)
+    """
+    if blocks == wanted:
+        return 0
+    ends, more = set(np.cumsum(blocks).tolist()), set(np.cumsum(wanted).tolist())
+    starts = sorted({0, *ends, *more})
+    whole = {(end - size, end) for end, size in zip(np.cumsum(blocks).tolist(), blocks, strict=True)}
+    return sum((a, b) not in whole for a, b in itertools.pairwise(starts))
+
+
+@functools.lru_cache(maxsize=4096)
+def spans(blocks: tuple[int, ...], wanted: tuple[int, ...]) -> NDArray[np.float64]:
+    """For every block of the second cut, 1 where it is joined of several of the first, else 0.
+
+    >>> spans((2, 2, 4), (4, 4))
+    array([1., 0.])
+    """
+    ends, wants = np.cumsum(blocks), np.cumsum(wanted)
+    inside = np.searchsorted(ends, wants, "left") - np.searchsorted(ends, wants - np.asarray(wanted), "right")
+    found: NDArray[np.float64] = (inside > 0).astype(float)
+    return found

@@ -15,9 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from taskgraph.cost import Choice, Cut, Evaluation, Floats, Ints, Setting, Slots, Unit, slots_of
+from taskgraph.cost import Choice, Cut, Evaluation
 from taskgraph.expr import Expr
 from taskgraph.problem import Problem, even
+from taskgraph.slots import Floats, Ints, Setting, Slots, Unit, slots_of
 
 #: What a tile on the diagonal takes beside another one: NumPy multiplies a matrix with its own transpose as one
 #: triangle (measured: 0.4 to 0.9 of the seconds), a GPU does not.

@@ -19,13 +19,17 @@ from functools import partial
 import numpy as np
 
 from taskgraph.bounds import bound_of_shares
-from taskgraph.cost import Choice, Cut, Evaluation, Floats, Ints, Setting, Slots, Unit, slots_of
+from taskgraph.cost import Choice, Cut, Evaluation
 from taskgraph.partition import deal, rectangles
 from taskgraph.problem import Problem, even, level
+from taskgraph.slots import Floats, Ints, Setting, Slots, Unit, slots_of
 
 #: What a product on both classes takes beyond the model's seconds: it waits for the slowest tile of devices whose
 #: speeds err apart, and takes CPU workers from everything else (chosen: half the error that a measured rate has).
 MIXED_MARGIN = 1.05
+#: Smaller products are for one class (chosen: what each saves is then milliseconds, and the search for how many of
+#: either class is the dearest of all; by operations, so that a machine that grows does not lose a way of doing them).
+MIXED_FLOPS = 2e10
 #: Tiles per slot: like slots need one each, unlike ones more, until the last tile of the slowest weighs little. More
 #: than sixteen only add tasks (chosen: a ragged end of half a tile is then 3%).
 TILES_PER_SLOT = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
@@ -38,9 +42,10 @@ SHIFTS = (1.02, 1.04, 1.08, 1.16, 1.3, 0.97)
 #: Cuts that are given besides the cheapest: so many, that cost so many times as much at the most (chosen: the error of
 #: the model beside the simulation, which is made of each).
 MOST_CANDIDATES, CLOSE = 10, 1.4
-#: Numbers of slots that are tried: all up to sixteen, then such that grids of several shapes have so many tiles.
-SOME = (*range(1, 17), 18, 20, 24, 28, 32, 36, 42, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384,
-        448, 512, 576, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192)  # fmt: skip
+#: Numbers of slots that are tried: all up to 32, so that one more is never missed, then such that grids of several
+#: shapes have so many tiles.
+SOME = (*range(1, 33), 36, 42, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640,
+        768, 896, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192)  # fmt: skip
 
 
 def solve(p: Problem, groups: tuple[tuple[Unit, ...], ...], setting: Setting) -> Choice:
@@ -58,7 +63,8 @@ def ranked(p: Problem, groups: tuple[tuple[Unit, ...], ...], setting: Setting) -
     found = _Found()
     for units in groups:
         if len({u.kind for u in units}) > 1:
-            _mixed(p, units, setting, found)
+            if p.flops >= MIXED_FLOPS or found.best is None:
+                _mixed(p, units, setting, found)
         else:
             _alone(p, slots_of(units), setting, found)
     if found.best is None:  # too small to be divided between two classes
@@ -181,8 +187,7 @@ def _owners(p: Problem, gm: int, gn: int, layers: int, rates: Floats) -> Ints:
     if p.batch == gm == gn == 1 and layers > len(rates):
         # not in a row: a chain's next part begins to fetch when the one before is done, parts apart at once
         run = run[np.argsort((_ranks(counts) + 0.5) / counts[run], kind="stable")]
-    run = run.reshape(p.batch, layers, gm, gn)
-    return np.ascontiguousarray(run.transpose(0, 2, 3, 1)).ravel()
+    return np.ascontiguousarray(run.reshape(p.batch, layers, gm, gn).transpose(0, 2, 3, 1)).ravel()
 
 
 def _ranks(counts: Ints) -> Ints:
@@ -297,9 +302,7 @@ def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
                     yield some[start:end] + others
 
 
-def _divided(
-    p: Problem, slots: Slots, setting: Setting
-) -> Iterator[tuple[Choice, Callable[[float], Choice | None]]]:
+def _divided(p: Problem, slots: Slots, setting: Setting) -> Iterator[tuple[Choice, Callable[[float], Choice | None]]]:
     """The output divided along its longer axis (where they are alike, each): cuts of both parts for several numbers of
     tiles; the best of them with the shares of the classes brought to where both end at once. Beside each choice what
     gives the same with another share of the GPUs, so many times as large."""

@@ -23,27 +23,14 @@ import numpy as np
 from dask.utils import format_bytes
 
 from taskgraph.bounds import area_bound, bound_of_shares
-from taskgraph.cost import (
-    Choice,
-    Cut,
-    Evaluation,
-    Setting,
-    is_small,
-    setting_of,
-    slots_of,
-    unit_of,
-)
+from taskgraph.cost import Choice, Cut, Evaluation, is_small
 from taskgraph.expr import DType, Expr, consumers, describe, rewrite, topological, with_inputs
 from taskgraph.gram import gram_flops, is_gram, triangle
 from taskgraph.layout import cut_operands, gathering, lying
 from taskgraph.machine import Device, Machine
-from taskgraph.problem import Problem, even, piece_sizes, problem_of
+from taskgraph.problem import Problem, panel_sizes, piece_sizes, problem_of
 from taskgraph.reading import best_reading
-
-#: A panel may be so much longer than others, where borders of the operands' blocks then are its own (chosen: cutting
-#: costs a task a block, waiting for the longest panel a share of its time).
-UNEVEN_PANELS = 1.25
-
+from taskgraph.slots import Setting, setting_of, slots_of, unit_of
 
 #: Workers named in one line of a summary or of an error.
 MOST_SHOWN = 12
@@ -283,8 +270,8 @@ class Plan:
 #: number is best, and its seconds. The first argument stands for them, so that the answer may be remembered.
 Judge = Callable[[Hashable, Sequence[Callable[[], "Plan"]]], tuple[int, float]]
 
-#: The judge is asked about products that take at least so many seconds, and about ways of at most so many tasks (chosen:
-#: to simulate some ways takes no longer than some ten runs of the product; then the answer is remembered).
+#: The judge is asked about products that take at least so many seconds, and about ways of at most so many tasks
+#: (chosen: to simulate some ways takes no longer than some ten runs of the product; then the answer is remembered).
 JUDGED_S, JUDGED_TASKS = 0.02, 2500
 
 
@@ -466,19 +453,6 @@ def _bytes_bound(node: Expr, p: Problem, c: Choice) -> float:
     bound = bound_of_shares(p.m, p.n, p.k, p.itemsize, shares, free=free) if p.batch == 1 else 0.0
     kinds = {c.slots.units[w].kind for w in np.unique(c.slots.worker[c.cut.owner])}
     return bound + (held_a and p.a_at not in kinds) * p.a_bytes + (held_b and p.b_at not in kinds) * p.b_bytes
-
-
-def panel_sizes(p: Problem, panels: int) -> tuple[int, ...]:
-    """k in so many panels of about one size: borders of the operands' blocks where there are suitable ones, and where
-    an operand lies in blocks or is read in them."""
-    if p.a_free and p.b_free and not p.a_read and not p.b_read:
-        return even(p.k, panels)
-    borders = np.cumsum(p.k_blocks)
-    ends = borders[np.abs(borders[:, None] - p.k * np.arange(1, panels + 1) / panels).argmin(axis=0)]
-    sizes = np.diff(ends, prepend=0)
-    if sizes.min() > 0 and sizes.max() <= UNEVEN_PANELS * p.k / panels:
-        return tuple(int(s) for s in sizes)
-    return even(p.k, panels)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,11 @@ PIECE_BYTES, SHORTEST_PIECE = 64 * 10**6, 512
 PIECE_SHARE, THINNEST_PIECE = 1 / 8, 64
 
 
+#: A panel may be so much longer than others, where borders of the operands' blocks then are its own (chosen: cutting
+#: costs a task a block, waiting for the longest panel a share of its time).
+UNEVEN_PANELS = 1.25
+
+
 @dataclass(frozen=True)
 class Problem:
     """A product as the cost model sees it: sizes, how the operands lie, what cutting them costs.
@@ -110,6 +115,19 @@ def piece_sizes(p: Problem, panels: Sequence[int], tallest: int, widest: int) ->
             found += even(block, max(1, -(-block // most)))
         at += block
     return tuple(found)
+
+
+def panel_sizes(p: Problem, panels: int) -> tuple[int, ...]:
+    """k in so many panels of about one size: borders of the operands' blocks where there are suitable ones, and where
+    an operand lies in blocks or is read in them."""
+    if p.a_free and p.b_free and not p.a_read and not p.b_read:
+        return even(p.k, panels)
+    borders = np.cumsum(p.k_blocks)
+    ends = borders[np.abs(borders[:, None] - p.k * np.arange(1, panels + 1) / panels).argmin(axis=0)]
+    sizes = np.diff(ends, prepend=0)
+    if sizes.min() > 0 and sizes.max() <= UNEVEN_PANELS * p.k / panels:
+        return tuple(int(s) for s in sizes)
+    return even(p.k, panels)
 
 
 def problem_of(node: Expr, a_at: str = "cpu", b_at: str = "cpu") -> Problem:

@@ -113,9 +113,7 @@ class _Stage:
         self.lead_a, self.lead_b = _lead_of(a), _lead_of(b)
         self.a, self.b = (
             _side(x, first, operand, planned.grid.k, gathers)
-            for x, first, operand, gathers in zip(
-                (a, b), (ta, not tb), (name_a, name_b), planned.gathers, strict=True
-            )
+            for x, first, operand, gathers in zip((a, b), (ta, not tb), (name_a, name_b), planned.gathers, strict=True)
         )
         self.kernel = partial(_tile, ta=ta, tb=tb, strips=planned.strips)
         self.kernel_of = cache(self._kernel_of)

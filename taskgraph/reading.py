@@ -6,17 +6,18 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from taskgraph.cost import MEMORY_SHARE, Choice, Evaluation, Setting, Unit
+from taskgraph.cost import Choice, Evaluation
 from taskgraph.expr import Expr
 from taskgraph.grids import ranked
 from taskgraph.problem import PIECE_BYTES, PIECE_SHARE, Problem, reading_rate
+from taskgraph.slots import MEMORY_SHARE, Setting, Unit
 
 
 def best_reading(
     node: Expr, p: Problem, groups: Sequence[Sequence[Unit]], setting: Setting, often: Sequence[bool]
 ) -> tuple[Problem, tuple[Choice, ...]]:
-    """The problem with the operands that tasks are to read themselves, and its cheapest cuts, the best first. Sources that are made once
-    must fit into the memory of those who need them, beside the results."""
+    """The problem with the operands that tasks are to read themselves, and its cheapest cuts, the best first. Sources
+    that are made once must fit into the memory of those who need them, beside the results."""
     # random numbers that others need, too, are made once: see layout.relayout
     rates = [0.0 if o and x.op.name == "random" else reading_rate(x) for x, o in zip(node.inputs, often, strict=True)]
     to_make = [0.0 if o else rate for rate, o in zip(rates, often, strict=True)]

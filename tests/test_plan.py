@@ -17,12 +17,13 @@ from planning import data, machine, only, plan, tags, value, with_zeros
 
 import taskgraph as tg
 from taskgraph.bounds import communication_bound
-from taskgraph.cost import COPY_BYTES_PER_S, MEMORY_SHARE
+from taskgraph.cost import COPY_BYTES_PER_S
 from taskgraph.lower import lower
 from taskgraph.machine import from_workers
 from taskgraph.partition import deal
 from taskgraph.plan import ProductPlan
 from taskgraph.problem import even
+from taskgraph.slots import MEMORY_SHARE
 
 GPU_GFLOPS = 9000.0
 
@@ -305,12 +306,12 @@ def test_a_device_unlike_its_neighbours_makes_nothing_slower(more: dict[str, Any
 
 
 # derandomized: the search is a heuristic, and one machine in thousands may lose a tenth by another number of tiles
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.sampled_from([1.0, 30.0, 45.0, 200.0]), min_size=1, max_size=6),
     st.lists(st.sampled_from([20.0, 1000.0, 9000.0]), max_size=3),
     st.sampled_from([("cpu", 1.0), ("cpu", 30.0), ("cpu", 200.0), ("gpu", 20.0), ("gpu", 1000.0), ("gpu", 30000.0)]),
-    st.sampled_from([4096, 20_000]),
+    st.sampled_from([300, 1024, 2048, 4096, 20_000]),
     st.sampled_from([1e8, 1e9, 1e10]),
 )
 def test_a_device_more_makes_no_plan_slower(
@@ -321,8 +322,6 @@ def test_a_device_more_makes_no_plan_slower(
     before, after = (
         square(n, machine([(r, 1) for r in c], g, link_bytes_per_s=link), 4).seconds for c, g in ((cpus, gpus), grown)
     )
-    # Known: of some milliseconds, bound by bytes (n = 1024), a product may lose a quarter to one unlike all the
-    # others, since not every pair of numbers of GPUs and CPUs is tried.
     assert after <= 1.05 * before
 
 

@@ -16,11 +16,11 @@ from distributed import Client
 from planning import data, machine, only, plan
 
 import taskgraph as tg
-from taskgraph.cost import MEMORY_SHARE
 from taskgraph.execute import machine_of
 from taskgraph.jobs import jobs_of
 from taskgraph.lower import lower
 from taskgraph.problem import PIECE_BYTES, SHORTEST_PIECE
+from taskgraph.slots import MEMORY_SHARE
 from workers import backend, kernels
 from workers.device_tile import run
 from workers.kernels import gemm_panel
