@@ -38,7 +38,7 @@ LAYERS_PER_SLOT = (2, 4, 8)
 #: The most tasks of one product: what needs more is refused, since a scheduler takes half a minute for so many.
 MOST_TASKS = 100_000
 #: Of the best cut for both classes, shares of the GPUs so many times as large are looked at, too.
-SHIFTS = (1.02, 1.04, 1.08, 1.16, 1.3, 0.97)
+SHIFTS = (1.02, 1.04, 1.08, 1.12, 1.16, 1.22, 1.3, 0.97)
 #: Cuts that are given besides the cheapest: so many, that cost so many times as much at the most (chosen: the error of
 #: the model beside the simulation, which is made of each).
 MOST_CANDIDATES, CLOSE = 10, 1.4
