@@ -35,6 +35,10 @@ COPIES_OF_WRITING = 1.5
 #: The side at which a device's rate is measured, or said.
 FULL_RATE_SIDE = {"cpu": 1024, "gpu": 4096}
 
+#: Share of a GPU's memory in which operands stay for later tasks (workers/cache.py takes up to a half; the rest is for
+#: what tasks work on).
+CACHE_SHARE = 0.25
+
 #: What it takes to ask for operands of a task, in costs of a task (measured: messages wait up to 2 ms in a worker, 5 in
 #: the scheduler; a task costs 0.5): many small tiles hide no more than some large ones.
 FETCH_TASKS = 4
@@ -313,8 +317,8 @@ class Evaluation:
         return found
 
     def _copying(self) -> Floats:
-        """Seconds of every slot to get operands into a GPU's memory and results out. Every task brings what it needs (a
-        cache on the device is not counted on), but for what lies on the device anyway."""
+        """Seconds of every slot to get operands into a GPU's memory and results out, but for what lies on the device
+        anyway. Where all operands of a device have room in its cache, each block goes up once, else for every task."""
         if not self.is_gpu.any():
             return np.zeros(len(self.slots))
         p, owner, layers = self.p, self.cut.owner, self.cut.layers
@@ -324,11 +328,14 @@ class Evaluation:
         )
         copied = self.each_tile.copy()
         moved_here = np.zeros(len(self.slots.units))
+        memory = np.asarray([u.memory for u in self.slots.units])
+        stay = self.operands_a[0] + self.operands_b[0] <= CACHE_SHARE * memory
         for each, operand, lies_at in ((rows, self.operands_a, p.a_at), (columns, self.operands_b, p.b_at)):
             if lies_at == "gpu":
                 moved_here += operand[1]
             else:
-                copied += each
+                moved_here += np.where(stay, operand[0], 0.0)
+                copied += np.where(stay[self.worker], 0.0, each)
         links = np.asarray([u.link for u in self.slots.units])[self.slots.worker]
         seconds: Floats = (_sums(owner, copied, len(self.slots)) + moved_here[self.slots.worker]) / links
         return seconds

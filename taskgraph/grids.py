@@ -37,8 +37,10 @@ TILES_PER_SLOT = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 LAYERS_PER_SLOT = (2, 4, 8)
 #: The most tasks of one product: what needs more is refused, since a scheduler takes half a minute for so many.
 MOST_TASKS = 100_000
-#: Of the best cut for both classes, shares of the GPUs so many times as large are looked at, too.
-SHIFTS = (1.02, 1.04, 1.08, 1.12, 1.16, 1.22, 1.3, 0.97)
+#: Of the best cuts for both classes, of so many sets of devices, shares of the GPUs so many times as large are looked
+#: at, too.
+MOST_SHARED = 3
+SHIFTS = (0.97, 1.02, 1.04, 1.07, 1.1, 1.15)
 #: Cuts that are given besides the cheapest: so many, that cost so many times as much at the most (chosen: the error of
 #: the model beside the simulation, which is made of each).
 MOST_CANDIDATES, CLOSE = 10, 1.4
@@ -79,7 +81,7 @@ class _Found:
     def __init__(self) -> None:
         self.best: Choice | None = None
         self.families: dict[Hashable, Choice] = {}
-        self.shares: list[Choice] = []
+        self.shared: list[tuple[Choice, Callable[[float], Choice | None]]] = []
 
     def add(self, choice: Choice) -> None:
         """Another one."""
@@ -100,7 +102,9 @@ class _Found:
             for c in self.families.values()
             if c is not best and c.bytes_over <= best.bytes_over and c.seconds <= CLOSE * best.seconds
         ]
-        more = [c for c in self.shares if c.bytes_over <= best.bytes_over and c.seconds <= CLOSE * best.seconds]
+        shared = sorted(self.shared, key=lambda s: s[0].order)[:MOST_SHARED]
+        shifted = [c for choice, at in shared if choice.seconds <= CLOSE * best.seconds for c in map(at, SHIFTS) if c]
+        more = [c for c in shifted if c.bytes_over <= best.bytes_over and c.seconds <= CLOSE * best.seconds]
         return (best, *sorted(close, key=lambda c: c.order)[: MOST_CANDIDATES - 1], *more)
 
 
@@ -285,8 +289,8 @@ def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, found: _Found) -
             found.add(choice)
             if best is None or choice.order < best[0].order:
                 best = choice, shifted
-        if best is not None and (not found.shares or best[0].order < found.shares[0].order):
-            found.shares = [c for by in SHIFTS if (c := best[1](by)) is not None]
+        if best is not None:
+            found.shared.append(best)
 
 
 def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
