@@ -308,7 +308,8 @@ def _lower_product(done: _Layers, g: Group, node: Expr, planned: ProductPlan) ->
     else:  # named after the product, for Dask's pages
         own = digest(g.result.token, [n.token for n in g.nodes], sorted(epilogue.needs), *cut)
         name = done.names[g.result] = f"{node.label}-{own}"
-    for layer in product_layers(node, replace(planned, name=name), name, operands[0], operands[1], epilogue):
+    home = done.plan.machine.home
+    for layer in product_layers(node, replace(planned, name=name), name, operands[0], operands[1], epilogue, home):
         done.add(layer.name, layer.tasks, layer.needs, layer.tags.__getitem__, layer.is_urgent)
 
 

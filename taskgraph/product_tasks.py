@@ -56,6 +56,7 @@ def product_layers(
     name_a: str | None,
     name_b: str | None,
     epilogue: Epilogue | None = None,
+    home: str = "cpu",
 ) -> list[TaskLayer]:
     """The layers of a product whose blocks are to be (name, ..., i, j), of operands with these names; None: one that
     the tasks read themselves. Of an operand that the tasks put together, the name is that of what it is made of.
@@ -63,9 +64,9 @@ def product_layers(
     A tile whose panels are all meant for one worker is a chain: each task adds its panel to what the one before gave.
     Otherwise every chain gives a partial tile, as a list of row strips where there are several; each strip goes by a
     key of its own to the worker that adds it up, so that only what is needed there moves. An epilogue runs in the task
-    that has the tile's final sum.
+    that has the tile's final sum. home: the class of the workers for what is no tile.
     """
-    stage = _Stage(node, planned, name, name_a, name_b, epilogue)
+    stage = _Stage(node, planned, name, name_a, name_b, epilogue, home)
     for tile, index in enumerate(itertools.product(*map(range, stage.blocks))):
         stage.add_tile(tile, *index)
     return stage.layers()
@@ -105,6 +106,7 @@ class _Stage:
         name_a: str | None,
         name_b: str | None,
         epilogue: Epilogue | None,
+        home: str,
     ) -> None:
         a, b = node.inputs
         ta, tb = node.params["ta"], node.params["tb"]
@@ -112,7 +114,7 @@ class _Stage:
         self.blocks = (*numblocks(node.chunks[:-2]), len(planned.grid.m), len(planned.grid.n))
         self.lead_a, self.lead_b = _lead_of(a), _lead_of(b)
         self.a, self.b = (
-            _side(x, first, operand, planned.grid.k, gathers)
+            _side(x, first, operand, planned.grid.k, gathers, home)
             for x, first, operand, gathers in zip((a, b), (ta, not tb), (name_a, name_b), planned.gathers, strict=True)
         )
         self.kernel = partial(_tile, ta=ta, tb=tb, strips=planned.strips)
@@ -225,9 +227,9 @@ class _Side:
     slices: TaskLayer | None = None
 
 
-def _side(x: Expr, inner_first: bool, name: str | None, panels: tuple[int, ...], gathers: bool) -> _Side:
+def _side(x: Expr, inner_first: bool, name: str | None, panels: tuple[int, ...], gathers: bool, home: str) -> _Side:
     if gathers and name is not None:
-        return _gathered_side(x, gathered(x, inner_first), name, panels)
+        return _gathered_side(x, gathered(x, inner_first), name, panels, home)
     cut = x.chunks[-2 if inner_first else -1]
     runs = _runs(cut, panels)
     *lead, first, second = numblocks(x.chunks)
@@ -241,7 +243,7 @@ def _side(x: Expr, inner_first: bool, name: str | None, panels: tuple[int, ...],
     return _Side(cut, runs, lines, [1] * outer, set() if name is None else {name})
 
 
-def _gathered_side(x: Expr, g: Gathered, name: str, panels: tuple[int, ...]) -> _Side:
+def _gathered_side(x: Expr, g: Gathered, name: str, panels: tuple[int, ...], home: str) -> _Side:
     """Of blocks that lie under that name: those of which all is taken themselves, parts of others by tasks."""
     sliced = TaskLayer(f"rechunk-split-{digest(name, x.chunks)}", {}, {name}, {}, is_urgent=True)
 
@@ -250,7 +252,7 @@ def _gathered_side(x: Expr, g: Gathered, name: str, panels: tuple[int, ...]) -> 
         if part is None:
             return whole
         key: Key = (sliced.name, *lead, *[n for p in (k, outer) for n in (p.block, *(p.part or ()))])
-        sliced.tasks[key], sliced.tags[key] = Task(key, part_of, whole, (..., *part)), TaskTag(kind="cpu", stays=True)
+        sliced.tasks[key], sliced.tags[key] = Task(key, part_of, whole, (..., *part)), TaskTag(kind=home, stays=True)
         return TaskRef(key)
 
     runs, lines = _runs(g.cut, panels), {}

@@ -266,6 +266,8 @@ def said_of(plan: Plan, node: Any, key: Any) -> Said:
         return Said(planned.kind, slot)
     gm, gn, gk = planned.grid.shape
     name, *index = key
+    if name.startswith("rechunk-split"):  # a part of a block of an operand
+        return Said(plan.machine.home)
     strips = 1 if "-partial-" in name else planned.strips  # the other keys count rows of blocks in strips
     *batch, i, j = index[: node.ndim]
     places = itertools.product(*[range(len(c)) for c in node.chunks[:-2]], range(gm), range(gn))
