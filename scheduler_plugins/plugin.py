@@ -277,16 +277,8 @@ class TilePlacement(SchedulerPlugin):
         if tag.get("stays"):
             slot = staying(self._facts.held_bytes(ts.key), self._kinds)
             kind = self._kinds.get(slot or "", kind)
-        self._ready.add(
-            ReadyTask(
-                ts.key,
-                ts.priority or (),
-                kind,
-                slot,
-                tag.get("pinned", False),
-                source=not ts.dependencies,
-            )
-        )
+        pinned, source = tag.get("pinned", False), not ts.dependencies
+        self._ready.add(ReadyTask(ts.key, ts.priority or (), kind, slot, pinned, source))
         self._wake()
 
     def _count_tile(self, tag: TaskTag, worker: str) -> None:
