@@ -4,7 +4,8 @@ First part, in simulation, with the task cost and the network of one host throug
 more than 100 workers get 10 GB/s a worker): over pairs of a product and a machine, the makespan over max(area bound,
 critical path, link bound), goal 1.10. The last two of these are bounds for the plan's own cut and placement, so beside
 it stand the makespan over the area bound, which no plan can beat, and the bytes over their lower bound. Then, for the
-same pairs, whether one more CPU worker or GPU makes the plan slower: it never should.
+same pairs, whether one more CPU worker or GPU makes the plan slower: it never should (one more CPU worker holds a share
+of the data, too, which then has to be moved: that may show as 1%).
 
 Second part, run for real on two CPU workers and two emulated GPUs: predicted over measured seconds, goal 0.8 to 1.2. A
 product on each kind of worker calibrates the rates and the network; operands exist before the clock starts, the results

@@ -151,11 +151,11 @@ def away(client: Client) -> int:
 
 
 N = 2048
-#: How the operands are kept, and the bytes that have to move beside the least for operands that lie best: of row blocks
-#: on both sides, each worker holds a quarter of the columns' k, of which its tiles need half.
+#: How the operands are kept, and the bytes that a plan moves beside the least for operands that lie best: of blocks of
+#: rows on both sides, each worker holds a quarter of the right one's k, of which its tiles need a half or all.
 KEPT = {
-    "rows, columns": ((N // 4, N), (N, N // 4), 1.45),
-    "rows, rows": ((N // 4, N), (N // 4, N), 1.45),
+    "rows, columns": ((N // 4, N), (N, N // 4), 1.75),
+    "rows, rows": ((N // 4, N), (N // 4, N), 1.75),
     "columns, rows": ((N, N // 4), (N // 4, N), 1.75),
     "squares": ((N // 2, N // 2), (N // 2, N // 2), 1.75),
 }
@@ -171,13 +171,15 @@ def test_kept_blocks_cross_once_to_each_worker_that_needs_them(client: Client, k
         for s, c in zip((0, 10), chunks, strict=True)
     )
     wait(client.futures_of([a, b]))
-    grid = only(tg.plan(a @ b, tg.Machine.from_client(client))).grid
+    planned = only(tg.plan(a @ b, tg.Machine.from_client(client)))
     before, taken = sent(client), away(client)
     c = (a @ b).persist()
     wait(client.futures_of(c))
-    # what idle workers take from busy ones depends on the machine's other load; each tile needs its operands there
-    of_tile = 4 * N * (max(grid.m) + max(grid.n))
-    assert sent(client) - before <= times * bound + (away(client) - taken) * of_tile
+    # What idle workers take from busy ones depends on the machine's other load: a tile needs its operands there, a part
+    # of a block all of it. And of what both operands hold, no exchange of workers suits both best.
+    of_tile = 2 * 4 * N * (max(planned.grid.m) + max(planned.grid.n))
+    assert sent(client) - before <= 1.3 * planned.bytes_moved + (away(client) - taken) * of_tile
     p = tg.simulate(a @ b, tg.Machine(devices=devices))
+    assert p.plan.bytes_moved <= times * bound
     assert p.bytes_moved == pytest.approx(p.plan.bytes_moved, rel=0.3)
     np.testing.assert_allclose(c.compute(), a.compute() @ b.compute(), rtol=1e-3, atol=1e-2)
