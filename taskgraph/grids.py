@@ -27,9 +27,10 @@ from taskgraph.slots import Floats, Ints, Setting, Slots, Unit, slots_of
 #: What a product on both classes takes beyond the model's seconds: it waits for the slowest tile of devices whose
 #: speeds err apart, and takes CPU workers from everything else (chosen: half the error that a measured rate has).
 MIXED_MARGIN = 1.05
-#: Smaller products are for one class (chosen: what each saves is then milliseconds, and the search for how many of
-#: either class is the dearest of all; by operations, so that a machine that grows does not lose a way of doing them).
-MIXED_FLOPS = 2e10
+#: What one class does sooner than this is not divided between two, and a division never counts as less (chosen: it
+#: saves milliseconds, and of small products the search for how many of either class is the dearest part). So a product
+#: that takes less has all numbers of the fastest slots to choose from, and no machine that grows makes it slower.
+MIXED_S = 0.005
 #: Tiles per slot: like slots need one each, unlike ones more, until the last tile of the slowest weighs little. More
 #: than sixteen only add tasks (chosen: a ragged end of half a tile is then 3%).
 TILES_PER_SLOT = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
@@ -65,7 +66,7 @@ def ranked(p: Problem, groups: tuple[tuple[Unit, ...], ...], setting: Setting) -
     found = _Found()
     for units in groups:
         if len({u.kind for u in units}) > 1:
-            if p.flops >= MIXED_FLOPS or found.best is None:
+            if not found.best or found.best.bytes_over or found.best.seconds > MIXED_S:
                 _mixed(p, units, setting, found)
         else:
             _alone(p, slots_of(units), setting, found)
@@ -279,13 +280,14 @@ class _Part:
 
 def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, found: _Found) -> None:
     """Both classes, where that gains something over the best of one."""
+    least = MIXED_S if found.best else 0.0
     for some in _sets(units):
         slots = slots_of(some)
         if found.is_beaten(MIXED_MARGIN * p.flops / float(slots.rates.sum())):
             continue
         best = None
         for choice, shifted in _divided(p, slots, setting):
-            choice = replace(choice, seconds=MIXED_MARGIN * choice.seconds)
+            choice = replace(choice, seconds=max(least, MIXED_MARGIN * choice.seconds))
             found.add(choice)
             if best is None or choice.order < best[0].order:
                 best = choice, shifted
