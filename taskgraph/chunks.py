@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -84,3 +85,21 @@ def refine(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
     """
     ends = sorted({*itertools.accumulate(one), *itertools.accumulate(other)})
     return tuple(e - s for s, e in zip([0, *ends[:-1]], ends, strict=True) if e > s) or (0,)
+
+
+def overlaps(old: Sequence[int], new: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """For every new block, the old ones that it meets and the length of the overlap.
+
+    >>> overlaps((4, 4), (3, 5))
+    [[(0, 3)], [(0, 1), (1, 4)]]
+    """
+    starts, found = offsets(old), []
+    for low, size in zip(offsets(new), new, strict=True):
+        mine, i = [], max(0, bisect.bisect_right(starts, low) - 1)
+        while i < len(old) and starts[i] < low + size:
+            length = min(low + size, starts[i] + old[i]) - max(low, starts[i])
+            if length > 0:
+                mine.append((i, length))
+            i += 1
+        found.append(mine)
+    return found

@@ -18,6 +18,7 @@ from taskgraph import connection, lineage, returning
 from taskgraph.expr import Chunks, Expr, bind, pinned, serial, substitute, topological
 from taskgraph.lineage import Behind, Kept
 from taskgraph.lower import Lowered, Output, host_copies, lower
+from taskgraph.lying import lying
 from taskgraph.machine import Machine
 from taskgraph.passes import simplify
 from taskgraph.plan import Plan
@@ -97,18 +98,19 @@ def simulate(what: Any, machine: Machine | None = None) -> Prediction:
     """Predict a run of a tensor, of a list of them, or of a plan: makespan, bytes, memory, timeline, and their bounds.
 
     Nothing runs. machine: made up, or read from a file; None for the plan's own, or else for the machine that a run now
-    would use. Raises what `plan` raises.
+    would use. Kept data lie where they are, if that is the cluster of the client in force, and otherwise in equal
+    shares. Raises what `plan` raises.
 
     >>> import taskgraph as tg
     >>> m = tg.Machine(devices=[tg.Device("cpu", 2**34, 50.0, threads=4), tg.Device("gpu", 2**34, 9000.0)])
     >>> tg.simulate(tg.randn(8192, 8192) @ tg.randn(8192, 8192), m).jobs["gpu-0"] > 0
     True
     """
-    if isinstance(what, Plan) and machine is None:
-        return predict(what)
-    if isinstance(what, Plan):
+    if isinstance(what, Plan) and machine is not None:
         raise TypeError("simulate: a plan is for its own machine; give the tensor to plan it for another")
-    return predict(plan(what, machine or machine_of(client_of())))
+    client = client_of()
+    found = what if isinstance(what, Plan) else plan(what, machine or machine_of(client))
+    return predict(found, lying(found.roots, client, found.machine))
 
 
 def lowered(exprs: Sequence[Expr], machine: Machine, keep: Sequence[bool] = ()) -> Lowered:

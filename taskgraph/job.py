@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from taskgraph.chunks import numblocks
 from taskgraph.expr import Chunks, DType, Expr
+from taskgraph.lying import Lying, homes
 from taskgraph.passes import Group, is_number
 from taskgraph.plan import Plan
 
@@ -28,6 +29,8 @@ class Job:
     kind: the device class that it may run on; slot, pinned, stays: as in the tag; product: of a tile, the name of its
     product. needs: the results that it takes, each once. flops: operations of a product, at the device's rate for that
     dtype; work: other operations, an element each. nbytes: of the result; scratch: bytes held only while it runs.
+    is_view: the result is a part of what it takes, not a copy of it. pairs: operands come to a device in so many pairs,
+    of which it has two at a time; 0: all at once.
     """
 
     label: str
@@ -43,6 +46,8 @@ class Job:
     home: str | None = None
     stays: bool = False
     product: str = ""
+    is_view: bool = False
+    pairs: int = 0
 
 
 @dataclass
@@ -50,6 +55,8 @@ class Jobs:
     """All jobs of a plan, needs before those who need them, and the numbers of those that hold its results."""
 
     plan: Plan
+    where: Lying = field(default_factory=dict)
+    near: dict[Expr, Callable[[Index], str | None]] = field(default_factory=dict)  # of operands' blocks
     items: list[Job] = field(default_factory=list)
     results: list[int] = field(default_factory=list)
     first: dict[Expr, int] = field(default_factory=dict)
@@ -88,14 +95,16 @@ class Jobs:
         return self.numbers[x][place] if x in self.numbers else self.first[x] + place
 
     def lay(self, x: Expr) -> None:
-        """Blocks that are there already, dealt to the workers that hold data."""
+        """Blocks that are there already: where they lie, or dealt to the workers that hold data."""
         holders = self.plan.machine.of_kind("cpu") or self.plan.machine.devices
         count, many = math.prod(numblocks(x.chunks)), len(holders)
         self.first[x] = len(self.items)
-        for i, (index, size) in enumerate(blocks_of(x.chunks)):
-            home = holders[(self._dealt + i * many // count) % many]
-            self.add(Job(self.label(x, index), home.kind, size * x.dtype.itemsize, x.dtype, home=home.name))
-        self._dealt += count if count < many else 0
+        dealt = [holders[(self._dealt + i * many // count) % many].name for i in range(count)]
+        known = homes(x, self.where)
+        kinds = {d.name: d.kind for d in self.plan.machine.devices}
+        for (index, size), home in zip(blocks_of(x.chunks), known or dealt, strict=True):
+            self.add(Job(self.label(x, index), kinds[home], size * x.dtype.itemsize, x.dtype, home=home))
+        self._dealt += count if count < many and known is None else 0
 
 
 def blocks_of(chunks: Chunks) -> Iterator[tuple[Index, int]]:
@@ -120,6 +129,19 @@ def outside(g: Group) -> list[Expr]:
 def work(g: Group) -> float:
     """Operations of a group's elementwise work, an element of its result."""
     return sum(n.op.flops(n) for n in g.behind if not lies(n)) / max(1, g.result.size)
+
+
+def between(g: Group) -> float:
+    """Bytes that a group's elementwise work holds beyond its result, an element of that: each value from where it is
+    made to its last use."""
+    made = [n for n in g.behind if not lies(n)]
+    last = {i: at for at, n in enumerate(made) for i in n.inputs}
+    held = most = 0
+    for at, n in enumerate(made):
+        held += n.nbytes
+        most = max(most, held)
+        held -= sum(i.nbytes for i in made[:at] if last.get(i) == at)
+    return max(0, most - g.result.nbytes) / max(1, g.result.size)
 
 
 def broadcast(x: Expr, index: Index) -> Index:

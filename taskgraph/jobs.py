@@ -7,29 +7,31 @@ passes (`align`, `group`, `is_small`), and a test compares the counts. What is l
 coarser pen: reductions as a step a block and one that combines, rechunks by the exact overlap of the blocks, anything
 else as a step a block that takes the blocks at its relative place.
 
-Data that exist before the run (placeholders, variables, arrays of the user's) lie in equal shares on the CPU workers,
-as the cost model assumes.
+Data that exist before the run (placeholders, variables, arrays of the user's) lie where they are known to lie (kept
+ones on a cluster), and otherwise in equal shares on the CPU workers, as the cost model assumes.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
-from taskgraph.chunks import numblocks, offsets
+from taskgraph.chunks import numblocks, overlaps
+from taskgraph.cost import COPY_BYTES_PER_S
 from taskgraph.expr import Expr, topological
-from taskgraph.job import Index, Job, Jobs, Need, blocks_of, broadcast, lies, outside, work
-from taskgraph.passes import Group, align, group, is_small
+from taskgraph.job import Index, Job, Jobs, Need, between, blocks_of, broadcast, lies, outside, work
+from taskgraph.lower import near_tiles
+from taskgraph.lying import Lying
+from taskgraph.passes import ELEMENTWISE_PER_S, Group, align, group, is_small
 from taskgraph.plan import Plan
 from taskgraph.product_jobs import add_product
 
 __all__ = ["Job", "Jobs", "Need", "jobs_of"]
 
 
-def jobs_of(plan: Plan) -> Jobs:
-    """Every job of a planned graph.
+def jobs_of(plan: Plan, where: Lying | None = None) -> Jobs:
+    """Every job of a planned graph. where: the workers of kept blocks, as far as they are known.
 
     >>> import taskgraph as tg
     >>> m = tg.Machine(devices=[tg.Device("cpu", 2**34, 50.0), tg.Device("cpu", 2**34, 50.0)])
@@ -38,7 +40,7 @@ def jobs_of(plan: Plan) -> Jobs:
     ['matmul[0,0]', 'matmul[1,0]']
     """
     plan = align(plan)
-    jobs = Jobs(plan)
+    jobs = Jobs(plan, where or {}, near_tiles(plan))
     groups = group(plan)
     if is_small(plan, groups):
         _one_job(jobs)
@@ -99,14 +101,19 @@ def _add_group(jobs: Jobs, g: Group) -> None:
 
 def _add_blocks(jobs: Jobs, g: Group) -> None:
     """An elementwise group: a job a block."""
-    node, others, each = g.result, outside(g), work(g)
+    node, others, each, passing = g.result, outside(g), work(g), between(g)
     slot, pinned = _slot(jobs, node)
     kind = jobs.plan.kind_of(node)
-    start = len(jobs.items)
+    start, kinds = len(jobs.items), {d.name: d.kind for d in jobs.plan.machine.devices}
+    near = jobs.near.get(node) if slot is None else None
     for index, size in blocks_of(node.chunks):
         needs = tuple([jobs.whole(jobs.block(x, broadcast(x, index))) for x in others])
         nbytes = size * node.dtype.itemsize
-        jobs.add(Job(jobs.label(node, index), kind, nbytes, node.dtype, needs, slot, pinned, work=each * size))
+        operations, scratch = each * size, int(passing * size)
+        label, at = jobs.label(node, index), slot
+        if near is not None and not needs and kinds.get(near(index) or "") == kind:
+            at = near(index)
+        jobs.add(Job(label, kind, nbytes, node.dtype, needs, at, pinned, work=operations, scratch=scratch))
     jobs.first[node] = start
 
 
@@ -123,7 +130,13 @@ def _add_array(jobs: Jobs, node: Expr) -> None:
     for at, (index, size) in enumerate(blocks_of(node.chunks)):
         nbytes = size * node.dtype.itemsize
         needs = tuple(needs_of(at, index))
-        made.append(Job(jobs.label(node, index), kind, nbytes, node.dtype, needs, slot, pinned, work=each * size))
+        # dask.array copies a part of half a block or less, so that the block can go
+        is_view = node.op.name == "rechunk" and len(needs) == 1 and 2 * nbytes > jobs.items[needs[0][0]].nbytes
+        operations = each * size
+        if node.op.name == "rechunk" and not is_view:
+            operations = nbytes / COPY_BYTES_PER_S * ELEMENTWISE_PER_S
+        label = jobs.label(node, index)
+        made.append(Job(label, kind, nbytes, node.dtype, needs, slot, pinned, work=operations, is_view=is_view))
     jobs.first[node] = len(jobs.items)
     jobs.items += made
     return None
@@ -159,7 +172,7 @@ def _spread(jobs: Jobs, node: Expr) -> Needs:
 def _overlapping(jobs: Jobs, node: Expr) -> Needs:
     """What a rechunk takes: of every block that it meets, the part that it meets."""
     (x,) = node.inputs
-    meets = [_overlaps(old, new) for old, new in zip(x.chunks, node.chunks, strict=True)]
+    meets = [overlaps(old, new) for old, new in zip(x.chunks, node.chunks, strict=True)]
 
     def needs(at: int, index: Index) -> Iterator[Need]:
         for pieces in itertools.product(*[m[i] for m, i in zip(meets, index, strict=True)]):
@@ -167,24 +180,6 @@ def _overlapping(jobs: Jobs, node: Expr) -> Needs:
             yield jobs.block(x, tuple([i for i, _ in pieces])), part
 
     return needs
-
-
-def _overlaps(old: Sequence[int], new: Sequence[int]) -> list[list[tuple[int, int]]]:
-    """For every new block, the old ones that it meets and the length of the overlap.
-
-    >>> _overlaps((4, 4), (3, 5))
-    [[(0, 3)], [(0, 1), (1, 4)]]
-    """
-    starts, found = offsets(old), []
-    for low, size in zip(offsets(new), new, strict=True):
-        mine, i = [], max(0, bisect.bisect_right(starts, low) - 1)
-        while i < len(old) and starts[i] < low + size:
-            length = min(low + size, starts[i] + old[i]) - max(low, starts[i])
-            if length > 0:
-                mine.append((i, length))
-            i += 1
-        found.append(mine)
-    return found
 
 
 _TAKES: dict[str, Callable[[Jobs, Expr], Needs]] = {

@@ -118,7 +118,7 @@ def lower(plan: Plan, keep: Sequence[bool] = ()) -> Lowered:
     """
     plan = align(plan)
     groups = group(plan)
-    done = _Layers(plan, near=_near(plan))
+    done = _Layers(plan, near=near_tiles(plan))
     # Dask's peer-to-peer rechunking places its outputs itself; as plain tasks they are placed like all others.
     with dask.config.set({"array.rechunk.method": "tasks"}):
         if is_small(plan, groups):
@@ -160,7 +160,7 @@ def _tag(done: _Layers, node: Expr) -> TaskTag:
     return tag
 
 
-def _near(plan: Plan) -> dict[Expr, Callable[[tuple[int, ...]], str | None]]:
+def near_tiles(plan: Plan) -> dict[Expr, Callable[[tuple[int, ...]], str | None]]:
     """For every operand of a product, the worker whose tile needs a block; of several products, the first."""
     found: dict[Expr, Callable[[tuple[int, ...]], str | None]] = {}
     for node, planned in plan.products.items():

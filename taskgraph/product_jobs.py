@@ -13,11 +13,14 @@ from taskgraph.chunks import numblocks
 from taskgraph.cost import COPY_BYTES_PER_S
 from taskgraph.expr import Expr
 from taskgraph.gathering import Gathered, Piece, gathered
-from taskgraph.job import Index, Job, Jobs, blocks_of, broadcast, outside, work
+from taskgraph.job import Index, Job, Jobs, between, blocks_of, broadcast, outside, work
 from taskgraph.passes import ELEMENTWISE_PER_S, Group
 from taskgraph.plan import ProductPlan
 from taskgraph.problem import PIECE_BYTES, reading_rate
 from workers.kernels import SCRATCH_BYTES
+
+#: Beside a piece that a task reads, what it is read through (two cells of random numbers, say).
+READ_THROUGH_BYTES = 2**20
 
 
 def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
@@ -67,6 +70,7 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
                     work=(read + joined / COPY_BYTES_PER_S) * ELEMENTWISE_PER_S,
                     scratch=_scratch(planned, first + panel, size * item, bool(before)) * bool(many)
                     + max(piece, min(int(joined), 2 * PIECE_BYTES)),
+                    pairs=runs_b[panel].stop - runs_b[panel].start if line_b else 1,
                     **where_it_runs,
                 )
                 before = [jobs.add(job)]
@@ -92,7 +96,7 @@ def _finisher(jobs: Jobs, g: Group, product: Expr) -> Callable[[Job, Index, int]
     """Gives the last job of a tile of that size with the epilogue: what it takes besides, and gives instead."""
     if not g.behind:
         return lambda job, index, size: job
-    others, each = outside(g), work(g)
+    others, each, passing = outside(g), work(g), between(g)
 
     def finished(job: Job, index: Index, size: int) -> Job:
         more = [jobs.whole(jobs.block(x, broadcast(x, index))) for x in others]
@@ -101,7 +105,7 @@ def _finisher(jobs: Jobs, g: Group, product: Expr) -> Callable[[Job, Index, int]
             nbytes=size * g.result.dtype.itemsize,
             needs=tuple(dict.fromkeys([*job.needs, *more])),
             work=job.work + each * size,
-            scratch=max(job.scratch, size * product.dtype.itemsize),
+            scratch=max(job.scratch, size * product.dtype.itemsize + int(passing * size)),
         )
 
     return finished
@@ -113,17 +117,19 @@ def _scratch(planned: ProductPlan, part: int, nbytes: int, is_chained: bool) -> 
 
 
 def _read_by(node: Expr, planned: ProductPlan, at: Index, run_a: slice, run_b: slice) -> tuple[float, int]:
-    """Seconds in which a part's task reads operands itself, and bytes of the largest pieces that it then has."""
+    """Seconds in which a part's task reads operands itself, and bytes of the largest pieces that it then has. Of a tile
+    in strips it reads the left operand strip by strip, and for each all of the right one."""
     seconds, held, (*batch, i, j) = 0.0, 0, at
     flags, outer = (node.params["ta"], not node.params["tb"]), (planned.grid.m[i], planned.grid.n[j])
-    for x, inner_first, size, run, read in zip(
-        node.inputs, flags, outer, (run_a, run_b), planned.streamed, strict=True
+    strips = planned.strips
+    for x, inner_first, size, run, read, parts, times in zip(
+        node.inputs, flags, outer, (run_a, run_b), planned.streamed, (strips, 1), (1, strips), strict=True
     ):
         if read:
             lead = math.prod([c[n] for c, n in zip(x.chunks[:-2], _lead(x, batch), strict=True)])
             along_k = x.chunks[-2 if inner_first else -1][run]
-            seconds += lead * size * sum(along_k) * x.dtype.itemsize / reading_rate(x)
-            held += lead * size * max(along_k) * x.dtype.itemsize
+            seconds += times * lead * size * sum(along_k) * x.dtype.itemsize / reading_rate(x)
+            held += lead * -(-size // parts) * max(along_k) * x.dtype.itemsize + READ_THROUGH_BYTES
     return seconds, held
 
 

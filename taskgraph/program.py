@@ -33,8 +33,12 @@ class Program:
 
     def __call__(self, xp: Any, *args: Any) -> Any:
         values = list(args)
-        for op, params, at in self.steps:
+        last = {i: n for n, (_, _, at) in enumerate(self.steps) for i in at}
+        for n, (op, params, at) in enumerate(self.steps):
             values.append(_step(xp, op, params, [values[i] for i in at]))
+            for i in at:  # what nobody needs any more makes room
+                if last[i] == n and i not in self.outputs:
+                    values[i] = None
         found = [values[i] for i in self.outputs]
         return found[0] if len(found) == 1 else tuple(found)
 

@@ -12,7 +12,8 @@ Around it is a model of the machine:
 - A GPU has a link to its host on which one block moves at a time: operands that come from elsewhere go up before the
   job starts (while others compute), results go down before another worker gets them.
 - A result is freed, copies too, when its last user is done; data that lay there from the start and the results stay.
-  The memory of a worker is counted with what is on its way to it, and with the scratch space of what it computes.
+  The memory of a worker is counted with what is on its way to it, and with the scratch space of what it computes; most
+  of a block on the same worker is a view, and takes none. Of a GPU the device's memory is counted (holding.py).
 
 Jobs run in the order of a depth-first walk from the results, as Dask's own order nearly is.
 """
@@ -27,8 +28,10 @@ from dataclasses import replace
 from typing import Any
 
 from taskgraph.expr import DType
+from taskgraph.holding import Holding
 from taskgraph.jobs import Job, Jobs, jobs_of
 from taskgraph.links import Links, Transfer
+from taskgraph.lying import Lying
 from taskgraph.machine import KINDS, Device, Machine
 from taskgraph.passes import ELEMENTWISE_PER_S
 from taskgraph.plan import Plan
@@ -39,8 +42,10 @@ from taskgraph.upward import resolve
 GPU_ELEMENTWISE_PER_S = 8e10
 
 
-def simulate(plan: Plan) -> Prediction:
+def simulate(plan: Plan, where: Lying | None = None) -> Prediction:
     """Predict what a run of the plan does: when each job runs where, what moves, how much memory it takes.
+
+    where: the workers on which kept blocks lie, as far as they are known.
 
     >>> import taskgraph as tg
     >>> m = tg.Machine(devices=[tg.Device("cpu", 2**34, 50.0), tg.Device("cpu", 2**34, 50.0)])
@@ -49,7 +54,7 @@ def simulate(plan: Plan) -> Prediction:
     >>> p.makespan >= p.bound >= p.area_bound == 2 * 4096**3 / 100e9
     True
     """
-    jobs = jobs_of(plan)
+    jobs = jobs_of(plan, where)
     run = _Run(jobs)
     run.go()
     machine = plan.machine
@@ -58,7 +63,7 @@ def simulate(plan: Plan) -> Prediction:
         makespan=run.now,
         bytes_moved=run.bytes_moved,
         bytes_bound=plan.bytes_bound,
-        peak_bytes={w.device.name: w.peak for w in run.workers},
+        peak_bytes={w.device.name: w.memory.peak for w in run.workers},
         timeline=tuple(run.timeline),
         area_bound=plan.area_bound,
         critical_path=critical_path(jobs, _fastest(machine)),
@@ -125,16 +130,10 @@ class _Worker:
         self.waited_for: dict[int, list[int]] = {}  # blocks on their way -> jobs that wait for them
         self.has: set[int] = set()  # blocks that are where its jobs can take them
         self.done, self.busy_s = 0, 0.0
-        self.held = self.peak = 0
+        self.memory = Holding(device)
         self.slowest = 0.0  # the longest of the jobs bound
         self.host_link_from = 0.0  # free from then on
         self.sent_s = self.received_s = self.host_s = 0.0
-
-    def hold(self, nbytes: int) -> None:
-        self.held += nbytes
-        # What a GPU has no room for stays in host memory; that one task fits, the plan has seen to.
-        most = self.device.memory_bytes if self.device.kind == "gpu" else self.held
-        self.peak = max(self.peak, min(self.held, most))
 
     @property
     def link_seconds(self) -> float:
@@ -164,6 +163,8 @@ class _Run:
         self.made_by: dict[int, _Worker] = {}  # where a result was computed, or lay from the start
         self.holders: list[list[int]] = [[] for _ in self.jobs]  # workers that can send it
         self.links = Links(len(self.workers), self.holders)
+        self.works: dict[int, int] = {}  # bytes that running jobs have for themselves
+        self.views: set[int] = set()  # results that are parts of others on the same worker
         self.on_host: set[int] = set()  # results of GPUs that came down to their hosts
         self.to_come: dict[int, int] = {}  # bound jobs -> blocks that have not arrived
         self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -201,7 +202,7 @@ class _Run:
         for number, job in enumerate(self.jobs):
             if job.home is not None:
                 home = self.by_name[job.home]
-                home.hold(job.nbytes)
+                home.memory.on_host(job.nbytes)
                 if home.device.kind == "cpu":
                     home.has.add(number)
                 self._made(number, home)
@@ -264,7 +265,7 @@ class _Run:
         if len(w.bound) >= self.places(d.threads, w.slowest):
             self.open.pop(w.number, None)
             return
-        room = self.has_room(w.held, d.memory_bytes)
+        room = self.has_room(w.memory.held, d.memory_bytes)
         self.open[w.number] = self.view(d.name, d.kind, d.threads, len(w.bound), w.slowest, room)
 
     # a job's way
@@ -296,7 +297,8 @@ class _Run:
         while w.ready and w.free_threads:
             _, number = heapq.heappop(w.ready)
             thread, job = heapq.heappop(w.free_threads), self.jobs[number]
-            w.hold(job.nbytes + job.scratch)
+            self.works[number] = 0 if self._is_view(number, w) else job.nbytes + job.scratch + self._in_flight(job, w)
+            w.memory.at_work(self.works[number])
             self.changed[w] = None
             end = self.now + w.bound[number]
             self.timeline.append(Row(w.device.name, thread, job.label, "compute", self.now, end))
@@ -306,7 +308,9 @@ class _Run:
     def _done(self, number: int, w: _Worker, thread: int) -> None:
         job = self.jobs[number]
         heapq.heappush(w.free_threads, thread)
-        w.hold(-job.scratch)
+        w.memory.at_work(-self.works.pop(number))
+        if not self._is_view(number, w):
+            w.memory.at_rest(job.nbytes)
         self.changed[w] = None
         w.has.add(number)
         if w.bound.pop(number) >= w.slowest:
@@ -314,23 +318,48 @@ class _Run:
         self.in_flight -= 1
         for need, nbytes in job.needs:
             if nbytes != self.jobs[need].nbytes and self.machine.is_cluster and need not in w.has:
-                w.hold(-nbytes)  # a part, which was fetched for this job alone
-            self.uses_left[need] -= 1
-            if not self.uses_left[need]:
-                self._release(need)
+                w.memory.copied(-nbytes)  # a part, which was fetched for this job alone
+            if not self._is_view(number, w):
+                self._used(need)
         self._made(number, w)
         if not self.uses_left[number] and number not in self.kept:
             self._release(number)
         self._start(w)
 
+    def _used(self, need: int) -> None:
+        self.uses_left[need] -= 1
+        if not self.uses_left[need]:
+            self._release(need)
+
     def _release(self, number: int) -> None:
-        stays = self.jobs[number].home is not None or number in self.kept
-        for at, w in enumerate(self.holders[number]):
+        job = self.jobs[number]
+        stays = job.home is not None or number in self.kept
+        for at, holder in enumerate(self.holders[number]):
             if at or not stays:
-                self.workers[w].hold(-self.jobs[number].nbytes)
-                self.changed[self.workers[w]] = None
-                self.workers[w].has.discard(number)
+                w = self.workers[holder]
+                if at:
+                    w.memory.copied(-job.nbytes)
+                elif number in self.views:
+                    self._used(job.needs[0][0])
+                else:
+                    w.memory.at_rest(-job.nbytes)
+                self.changed[w] = None
+                w.has.discard(number)
         self.holders[number][int(stays) :] = []
+
+    def _is_view(self, number: int, w: _Worker) -> bool:
+        """Whether a result takes no memory of its own: a part of what is there, or what was fetched for it alone."""
+        job = self.jobs[number]
+        if job.is_view and job.needs[0][0] in w.has and number not in self.views:
+            self.views.add(number)
+        return number in self.views
+
+    def _in_flight(self, job: Job, w: _Worker) -> int:
+        """Bytes of operands that a device has while a job runs, and does not keep."""
+        if w.device.kind == "cpu":
+            return 0
+        passing = sum(n for need, n in job.needs if self.made_by[need] is not w and not w.memory.is_kept(n))
+        return passing * min(2, job.pairs) // job.pairs if job.pairs else passing
 
     # moving
 
@@ -354,7 +383,7 @@ class _Run:
             seconds = t.nbytes / self.machine.link_bytes_per_s
             sender.sent_s += seconds
             to.received_s += seconds
-            to.hold(t.nbytes)
+            to.memory.copied(t.nbytes)
             self.changed[to] = None
             self.bytes_moved += t.nbytes
             self._moved(to, t.of, f"from {sender.device.name}", start, start + seconds)
@@ -371,6 +400,7 @@ class _Run:
     def _received(self, t: Transfer) -> None:
         """A block is in a worker's host memory; on a GPU worker it goes up."""
         w = self.workers[t.to]
+        w.memory.unpacked(t.nbytes)
         if w.device.kind == "gpu":
             at = self._host_link(w, t.nbytes, t.of, "to device")
             self._at(at, self._here, t, w)

@@ -30,7 +30,11 @@ MODULES = sorted(
 
 #: What each package may import of ours, itself and the modules below these names; "" stands for everything.
 MAY_IMPORT = {
-    "taskgraph": ("taskgraph", "workers.backend", "workers.kernels", "workers.device_tile"),
+    "taskgraph": (
+        "taskgraph",
+        *("workers.backend", "workers.kernels", "workers.device_tile"),
+        *("workers.at_rest", "workers.cache"),  # how much of a GPU they take, which a prediction counts
+    ),
     "autodiff": ("autodiff", "taskgraph"),
     "workers": ("workers",),
     "scheduler_plugins": ("scheduler_plugins", "taskgraph.plan", "taskgraph.machine", "workers.listening"),

@@ -19,10 +19,12 @@ from planning import data, machine, tags, with_zeros
 
 import taskgraph as tg
 from taskgraph.__main__ import main
+from taskgraph.chunks import overlaps
 from taskgraph.execute import planned
-from taskgraph.jobs import Jobs, _overlaps, jobs_of
+from taskgraph.holding import Holding
+from taskgraph.jobs import Jobs, jobs_of
 from taskgraph.lower import lower
-from taskgraph.simulate import _Run, _Worker, seconds_of
+from taskgraph.simulate import _Run, seconds_of
 from taskgraph.timeline import WORKERS, to_html
 from taskgraph.whatif import made_up, parse
 
@@ -140,19 +142,19 @@ def test_memory_is_never_negative_and_ends_with_inputs_and_results(t: tg.Tensor,
     jobs = jobs_of(tg.plan(t, m))
     least = 0
     with pytest.MonkeyPatch.context() as patch:
-        usual = _Worker.hold
+        usual = Holding._add
 
-        def hold(w: _Worker, nbytes: int) -> None:
+        def add(holding: Holding, nbytes: int) -> None:
             nonlocal least
-            usual(w, nbytes)
-            least = min(least, w.held)
+            usual(holding, nbytes)
+            least = min(least, holding.held, holding._rest, holding._copies, holding._work)
 
-        patch.setattr(_Worker, "hold", hold)
+        patch.setattr(Holding, "_add", add)
         run = run_of(jobs)
     assert least >= 0
     stays = {n for n, job in enumerate(jobs.items) if job.home is not None} | set(jobs.results)
-    assert sum(w.held for w in run.workers) == sum(jobs.items[n].nbytes for n in stays)
-    assert all(w.peak >= w.held for w in run.workers)
+    assert sum(w.memory.held for w in run.workers) == sum(jobs.items[n].nbytes for n in stays - run.views)
+    assert all(w.memory.peak >= w.memory.held for w in run.workers if w.device.kind == "cpu")
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
@@ -228,8 +230,8 @@ def test_work_that_computes_beside_what_arrives() -> None:
         ((3, 3), (3, 3), [[(0, 3)], [(1, 3)]]),
     ],
 )
-def test_overlaps(old: Any, new: Any, expected: Any) -> None:
-    assert _overlaps(old, new) == expected
+def testoverlaps(old: Any, new: Any, expected: Any) -> None:
+    assert overlaps(old, new) == expected
 
 
 def test_a_large_simulation_is_quick() -> None:

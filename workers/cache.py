@@ -28,6 +28,9 @@ EMULATED_SHARE = 0.125
 #: Smaller arrays are not kept: their upload costs about what the call costs (some ten microseconds each).
 SMALLEST_BYTES = 2**16
 
+#: Nor are arrays that would not leave room for so many of their size, this one counted.
+KEPT_AT_LEAST = 4
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -61,7 +64,7 @@ class DeviceCache:
 
     def admits(self, nbytes: int) -> bool:
         """Whether an array of so many bytes would be kept: not one that would leave no room for three more."""
-        return SMALLEST_BYTES <= nbytes <= self.limit_bytes // 4
+        return SMALLEST_BYTES <= nbytes <= self.limit_bytes // KEPT_AT_LEAST
 
     def get(self, host: np.ndarray[Any, Any]) -> Any | None:
         """The copy of this very array, None where there is none."""
