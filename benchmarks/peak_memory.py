@@ -1,0 +1,206 @@
+"""Predicted over measured peak memory of 20 products: `python -m benchmarks.peak_memory`. Goal: 1.00 to 1.25.
+
+Every product runs once, on a cluster of its own: two CPU workers of one thread, one of two threads, or two emulated
+GPUs of 256 MiB beside a CPU worker. "kept" operands are there before; "made" ones are random numbers of the graph,
+which tasks may read a piece at a time. The result stays where it is made.
+
+Measured of a CPU worker: its process's resident memory at the highest (VmHWM, which the kernel forgets on request)
+above what it held idle, before there were any operands. (Idle after a product of the same kind with a quarter of the
+sides, which imports what such a product needs, and one of NumPy alone, which has BLAS make its buffers.) Of an emulated
+GPU: the bytes of the device's arrays at the highest, as the emulation counts them. Predicted: what `tg.simulate` says;
+beside it stands `tg.plan`, which knows a product's shape alone, not where operands lie. Of like workers the greatest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from distributed import Client, futures_of, wait
+
+import taskgraph as tg
+from benchmarks.harness import arguments, report
+
+LOW, HIGH = 1.0, 1.25
+
+CLUSTERS: dict[str, dict[str, Any]] = {
+    "2 x 1": {"cpu_workers": 2, "threads_per_cpu_worker": 1},
+    "1 x 2": {"cpu_workers": 1, "threads_per_cpu_worker": 2},
+    "2 GPUs": {"cpu_workers": 1, "threads_per_cpu_worker": 1, "emulated_gpus": 2, "emulated_gpu_memory": 2**28},
+}
+
+#: Gives an operand of a shape.
+Operand = Callable[..., tg.Tensor]
+
+
+class Case(NamedTuple):
+    """A product: what it is, where it runs, whether its operands are there before, its dtype, and how it is written,
+    with a size that scales all of its sides."""
+
+    name: str
+    cluster: str
+    kept: bool
+    dtype: str
+    written: Callable[[Operand, int], tg.Tensor]
+
+
+def square(x: Operand, s: int) -> tg.Tensor:
+    return x(4 * s, 4 * s) @ x(4 * s, 4 * s)
+
+
+def tall(x: Operand, s: int) -> tg.Tensor:
+    return x(128 * s, s // 2) @ x(s // 2, s // 2)
+
+
+def outer(x: Operand, s: int) -> tg.Tensor:
+    return x(5 * s, s // 4) @ x(s // 4, 5 * s)
+
+
+def inner(x: Operand, s: int) -> tg.Tensor:
+    return x(s // 2, 100 * s) @ x(100 * s, s // 2)
+
+
+def batched(x: Operand, s: int) -> tg.Tensor:
+    return x(16, s, s) @ x(16, s, s)
+
+
+def transposed(x: Operand, s: int) -> tg.Tensor:
+    return x(4 * s, 3 * s).mT @ x(5 * s, 4 * s).mT
+
+
+def biased(x: Operand, s: int) -> tg.Tensor:
+    return tg.tanh(x(4 * s, 3 * s) @ x(3 * s, 4 * s) + x(4 * s))
+
+
+def residual(x: Operand, s: int) -> tg.Tensor:
+    return x(4 * s, 2 * s) @ x(2 * s, 4 * s) + x(4 * s, 4 * s)
+
+
+def gram(x: Operand, s: int) -> tg.Tensor:
+    a = x(10 * s, 2 * s)
+    return a.mT @ a
+
+
+def chain(x: Operand, s: int) -> tg.Tensor:
+    return x(4 * s, 3 * s) @ x(3 * s, 4 * s) @ x(4 * s, 2 * s)
+
+
+CASES = tuple(
+    Case(f.__name__, cluster, kept, dtype, f)
+    for f, cluster, kept, dtype in (
+        (square, "2 x 1", True, "float32"), (square, "2 x 1", False, "float64"), (square, "1 x 2", True, "float64"),
+        (tall, "2 x 1", True, "float32"), (tall, "2 x 1", False, "float32"), (outer, "2 x 1", True, "float64"),
+        (outer, "1 x 2", False, "float32"), (inner, "2 x 1", True, "float32"), (inner, "2 x 1", False, "float64"),
+        (batched, "2 x 1", True, "float32"), (transposed, "2 x 1", True, "float64"), (biased, "2 x 1", True, "float32"),
+        (residual, "2 x 1", True, "float64"), (gram, "2 x 1", True, "float32"), (chain, "2 x 1", True, "float32"),
+        (square, "2 GPUs", True, "float32"), (square, "2 GPUs", True, "float64"), (inner, "2 GPUs", True, "float32"),
+        (biased, "2 GPUs", True, "float32"), (batched, "2 GPUs", True, "float32"),
+    )
+)  # fmt: skip
+
+
+def operand(kept: list[tg.Tensor] | None, dtype: str) -> Operand:
+    """Random operands of that dtype; where there is a list, they are made now and noted there."""
+    seeds = iter(range(100))
+
+    def make(*shape: int) -> tg.Tensor:
+        if kept is None:
+            return tg.randn(*shape, seed=next(seeds), dtype=dtype)
+        with tg.device("cpu"):
+            kept.append(tg.randn(*shape, seed=next(seeds), dtype=dtype).persist())
+        wait(futures_of(kept[-1]))
+        return kept[-1]
+
+    return make
+
+
+# -- what runs on the workers ------------------------------------------------------------------------------------------
+
+
+def _status(name: str) -> int:
+    """Bytes of this process that the kernel gives under that name."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def warm(seed: int) -> None:
+    """Have BLAS make its buffers, which it never gives back (measured: OpenBLAS 18 MB a thread)."""
+    for dtype in ("float32", "float64"):
+        for m, k, n in ((2048, 2048, 2048), (32768, 512, 512)):
+            x = np.full((m, k), seed, dtype)
+            x @ np.ones((k, n), dtype)
+            x.T @ x
+
+
+def idle() -> int:
+    """Resident bytes of this worker now."""
+    gc.collect()
+    return _status("VmRSS")
+
+
+def reset() -> None:
+    """Have the kernel, and the emulated device, count the highest anew."""
+    from workers.emulated import memory
+
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    memory.peak = memory.live
+
+
+def highest() -> tuple[int, int]:
+    """The most resident bytes since the reset, and the most of the device."""
+    from workers.emulated import memory
+
+    return _status("VmHWM"), memory.peak
+
+
+def measured(case: Case, size: int) -> tuple[Mapping[str, int], Mapping[str, int], Mapping[str, int]]:
+    """Bytes for every worker: predicted by the simulation, by the plan, and measured."""
+    is_pinned = "GPU" in case.cluster
+    options = {"gpus": 0, "dashboard_address": None, **CLUSTERS[case.cluster]}
+    with tg.LocalCluster(**options) as cluster, Client(cluster) as client:
+        client.wait_for_workers(len(cluster.workers))
+        names = {address: w["name"] for address, w in client.scheduler_info(n_workers=-1)["workers"].items()}
+        wait([client.submit(warm, n, workers=[a], pure=False) for a in names for n in range(client.nthreads()[a])])
+        for scale in (size // 4, size):
+            before = client.run(idle)
+            kept: list[tg.Tensor] | None = [] if case.kept else None
+            with tg.device("gpu") if is_pinned else contextlib.nullcontext():
+                product = case.written(operand(kept, case.dtype), scale)
+            predicted, plan = tg.simulate(product), tg.plan(product, tg.Machine.from_client(client))
+            client.run(reset)
+            result = product.persist()
+            wait(futures_of(result))
+            after = client.run(highest)
+            most = predicted.peak_bytes, plan.peak_bytes
+            del result, product, kept, predicted, plan
+        found = {}
+        for address, (resident, of_device) in after.items():
+            is_gpu = names[address].startswith("gpu")
+            found[names[address]] = of_device if is_gpu else resident - before[address]
+        return *most, found
+
+
+def row(case: Case, size: int) -> tuple[Any, ...]:
+    predicted, planned, found = measured(case, size)
+    kind = "gpu" if "GPU" in case.cluster else "cpu"
+    most = [max((n for w, n in x.items() if w.startswith(kind)), default=0) / 1e6 for x in (predicted, planned, found)]
+    ratio = most[0] / most[2]
+    verdict = "yes" if LOW <= round(ratio, 2) <= HIGH else "NO"
+    name = f"{case.name}, {case.dtype}, {'kept' if case.kept else 'made'}, {case.cluster}"
+    return name, *[round(x, 1) for x in most], round(most[0] / most[2], 3), round(most[1] / most[2], 3), verdict
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", size=1024)
+    rows = [row(case, options.size) for case in CASES]
+    columns = ("product, on", "simulated MB", "planned MB", "measured MB", "ratio", "of the plan", "1.00 to 1.25")
+    report("predicted over measured peak of a worker", columns, rows, options)
+
+
+if __name__ == "__main__":
+    main()
