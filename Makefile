@@ -27,7 +27,7 @@ oldest: $(OLDEST)/.test
 	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS) tests/test_path.py tests/test_plugin.py tests/test_tensor.py tests/test_session.py
 
 bench: $(VENV)/.test
-	for name in build_cost plugin_cost product gradient training_memory makespan straggler; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
+	for name in build_cost plugin_cost product gradient training_memory makespan straggler peak_memory bytes_moved; do $(VENV)/bin/python -m benchmarks.$$name || exit 1; done
 
 docs: $(VENV)/.test
 	$(VENV)/bin/taskgraph rules > docs/derivatives.md.new
