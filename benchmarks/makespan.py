@@ -15,6 +15,7 @@ stay where they are made; of `--repeats` runs the quickest counts, in the calibr
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ import taskgraph as tg
 from benchmarks.harness import arguments, report
 
 GOAL = 1.10
+#: Smaller transfers say more of latency than of bandwidth.
+LARGE_BYTES = 4 * 10**6
 
 SHAPES = {  # m, k, n
     "square 4096": (4096, 4096, 4096),
@@ -134,16 +137,25 @@ def busy(client: Client, product: tg.Tensor) -> float:
 
 
 def calibrated(client: Client, m: tg.Machine, repeats: int) -> tg.Machine:
-    """The machine with the rates that a product reached on each kind of worker in each dtype, and Dask's bandwidth."""
+    """The machine with the rates that a product reached on each kind of worker in each dtype, and the network's."""
     rates: dict[str, dict[str, float]] = defaultdict(dict)
     for kind in ("cpu", "gpu"):
         for dtype in ("float32", "float64"):
             product = operands(client, (3000, 3000, 3000), dtype, kind)
             flops = sum(p.flops for p in tg.plan(product, m).products.values())
             rates[kind][dtype] = max(flops / busy(client, product) / 1e9 for _ in range(repeats))
-    bandwidth = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.bandwidth)
     devices = tuple(replace(d, gflops={k: r * d.threads for k, r in rates[d.kind].items()}) for d in m.devices)
-    return replace(m, devices=devices, link_bytes_per_s=float(bandwidth))
+    return replace(m, devices=devices, link_bytes_per_s=bandwidth(client))
+
+
+def bandwidth(client: Client) -> float:
+    """Bytes per second of the large transfers so far, as the workers have noted them: their median. (Dask's own figure
+    begins at 100 MB/s, and takes dozens of transfers to forget that.)"""
+
+    def rates(dask_worker: Any) -> list[float]:
+        return [t["total"] / t["duration"] for t in dask_worker.transfer_incoming_log if t["total"] >= LARGE_BYTES]
+
+    return statistics.median(rate for found in client.run(rates).values() for rate in found)
 
 
 def for_real(repeats: int) -> Iterator[tuple[Any, ...]]:
