@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskgraph.machine import Device
-from workers import at_rest, cache
+from workers.backend import shares_of
 
 
 class Holding:
@@ -20,7 +20,7 @@ class Holding:
     """
 
     def __init__(self, device: Device) -> None:
-        self.device, self.held, self.peak = device, 0, 0
+        self.device, self.shares, self.held, self.peak = device, shares_of(device.memory_bytes), 0, 0
         self._rest = self._copies = self._work = 0
 
     def on_host(self, nbytes: int) -> None:
@@ -50,13 +50,12 @@ class Holding:
     def is_kept(self, nbytes: int) -> bool:
         """Whether a GPU keeps a copy of an operand of that size for later tasks; a smaller or larger one is there only
         while it is used."""
-        limit = int(cache.SHARE * self.device.memory_bytes)
-        return cache.SMALLEST_BYTES <= abs(nbytes) <= limit // cache.KEPT_AT_LEAST
+        return self.shares.smallest_copy <= abs(nbytes) <= self.shares.largest_copy
 
     def _add(self, nbytes: int) -> None:
         self.held += nbytes
         now, memory = self.held, self.device.memory_bytes
         if self.device.kind == "gpu":
-            kept = min(self._rest, int(at_rest.SHARE * memory)) + min(self._copies, int(cache.SHARE * memory))
+            kept = min(self._rest, self.shares.results) + min(self._copies, self.shares.copies)
             now = min(kept + self._work, memory)  # a task that needs more is done in pieces
         self.peak = max(self.peak, now)

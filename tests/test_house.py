@@ -30,13 +30,10 @@ MODULES = sorted(
 
 #: What each package may import of ours, itself and the modules below these names; "" stands for everything.
 MAY_IMPORT = {
-    "taskgraph": (
-        "taskgraph",
-        *("workers.backend", "workers.kernels", "workers.device_tile"),
-        *("workers.at_rest", "workers.cache"),  # how much of a GPU they take, which a prediction counts
-    ),
+    "taskgraph": ("taskgraph", "workers.backend", "workers.kernels", "workers.device_tile"),
     "autodiff": ("autodiff", "taskgraph"),
     "workers": ("workers",),
+    # Beside data: who can reach a process, of which both preloads warn in the same words (it knows sockets, no worker).
     "scheduler_plugins": ("scheduler_plugins", "taskgraph.plan", "taskgraph.machine", "workers.listening"),
     "deploy": ("",),
 }

@@ -22,12 +22,33 @@ import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 from workers import at_rest, emulated, memory
-from workers.cache import SHARE, DeviceCache
+from workers.cache import KEPT_AT_LEAST, SHARE, SMALLEST_BYTES, DeviceCache
 from workers.counters import count
 from workers.emulated import EMULATED_DEVICE
 
 #: An upload that has begun: called, it gives the array, which this thread's further work on the device may use.
 Upload = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What of a GPU's memory is not for the task at work: bytes for results, for copies of operands, and how large a
+    copy is that is kept."""
+
+    results: int
+    copies: int
+    smallest_copy: int
+    largest_copy: int
+
+
+def shares_of(memory_bytes: int) -> Shares:
+    """How the memory of a GPU is shared out.
+
+    >>> shares_of(2**20).results
+    524288
+    """
+    copies = int(SHARE * memory_bytes)
+    return Shares(int(at_rest.SHARE * memory_bytes), copies, SMALLEST_BYTES, copies // KEPT_AT_LEAST)
 
 
 @dataclass(frozen=True)
