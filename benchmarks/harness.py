@@ -7,8 +7,9 @@ import importlib.metadata
 import json
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def _processor() -> str:
     from workers.backend import host
 
     return host().name
+
+
+def as_they_come(rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
+    """All rows, each written to stderr when it is there: what is cut short has shown something."""
+    found = []
+    for row in rows:
+        print(*row, sep=", ", file=sys.stderr, flush=True)
+        found.append(row)
+    return found
 
 
 def report(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from distributed import Client, futures_of, wait
 
 import taskgraph as tg
-from benchmarks.harness import arguments, report
+from benchmarks.harness import arguments, as_they_come, report
 
 LOW, HIGH = 1.0, 1.25
 
@@ -197,7 +197,7 @@ def row(case: Case, size: int) -> tuple[Any, ...]:
 
 def main() -> None:
     options = arguments(__doc__ or "", size=1024)
-    rows = [row(case, options.size) for case in CASES]
+    rows = as_they_come(row(case, options.size) for case in CASES)
     columns = ("product, on", "simulated MB", "planned MB", "measured MB", "ratio", "of the plan", "1.00 to 1.25")
     report("predicted over measured peak of a worker", columns, rows, options)
 
