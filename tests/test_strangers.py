@@ -27,7 +27,7 @@ from workers.listening import is_loopback
 HERE = Path(__file__).parent
 NOBODY = 65534
 WAIT_S = 60
-TARGETS = {"scheduler": "Scheduler", "worker": "Worker", "nanny": "Nanny"}
+TARGETS = {"scheduler": "ImpatientScheduler", "worker": "Worker", "nanny": "Nanny"}
 STRANGERS = ("plain TCP", "no certificate", "another authority")
 IS_ROOT = os.geteuid() == 0
 
