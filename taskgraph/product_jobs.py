@@ -188,7 +188,7 @@ def _gathered_side(jobs: Jobs, planned: ProductPlan, g: Gathered, x: Expr) -> _S
             of_lead = math.prod([c[n] for c, n in zip(x.chunks[:-2], lead, strict=True)])
             whole, nbytes = jobs.whole(block), of_lead * k.size * outer.size * item
             label = jobs.label(x, index, f" part {len(parts)}")
-            job = Job(label, jobs.items[block].kind, nbytes, x.dtype, (whole,), stays=True)
+            job = Job(label, jobs.items[block].kind, nbytes, x.dtype, (whole,), stays=True, is_view=True)
             parts[key] = jobs.add(job)
         return parts[key]
 
