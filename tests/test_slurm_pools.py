@@ -25,7 +25,7 @@ from deploy.slurm.queue import Job, NoAnswer, SlurmError
 from deploy.slurm.script import seconds_of
 from deploy.slurm.site import parse_site
 
-TLS = {"tls-ca-file": "/home/me/run 1/tls/cert.pem", "tls-key": "/home/me/run 1/tls/key.pem"}
+TLS = {"tls-ca-file": "/project/me/run 1/tls/cert.pem", "tls-key": "/project/me/run 1/tls/key.pem"}
 
 
 SITE = """
@@ -45,7 +45,7 @@ sbatch = ["--exclusive"]
 """
 
 
-def script(pool: Pool, kind: str = "cpu", folder: Path = Path("/home/me/run 1"), **kwargs: str) -> str:
+def script(pool: Pool, kind: str = "cpu", folder: Path = Path("/project/me/run 1"), **kwargs: str) -> str:
     keywords = job_keywords(pool, job_name="taskgraph-1", folder=folder, tls=TLS, python="/opt/my env/python", **kwargs)
     return PoolJob("tls://10.0.0.1:4000", f"{kind}-3", pool=pool, keywords=keywords, folder=folder).job_script()
 
@@ -77,7 +77,7 @@ class TestScript:
 #SBATCH --nodes=1
 #SBATCH --gres=gpu:a100:2
 #SBATCH --no-requeue
-#SBATCH --output="/home/me/run 1/%j.log"
+#SBATCH --output="/project/me/run 1/%j.log"
 #SBATCH --qos=night
 module load cuda
 export TASKGRAPH_DEVICE=gpu
@@ -89,7 +89,7 @@ mkdir -m 700 "$scratch" 2>/dev/null ||
 exec '/opt/my env/python' -P -m distributed.cli.dask_worker tls://10.0.0.1:4000 --name gpu-3 --nthreads 1 \
 --memory-limit 27.00GiB --nworkers 2 --nanny --death-timeout 120 --local-directory "$scratch" \
 --preload workers.plugin --preload-nanny deploy.slurm.preload --protocol tls \
---tls-ca-file '/home/me/run 1/tls/cert.pem' --tls-key '/home/me/run 1/tls/key.pem' \
+--tls-ca-file '/project/me/run 1/tls/cert.pem' --tls-key '/project/me/run 1/tls/key.pem' \
 --no-dashboard --dashboard-address 127.0.0.1:0 --lifetime 6297s --lifetime-stagger 15s --interface ib0
 """
         )

@@ -35,11 +35,11 @@ JobId={number}{het} JobName=my JobState=x train
    NodeList={nodes}
 {host}   NumNodes=1 NumCPUs=8 NumTasks=1 CPUs/Task=8 ReqB:S:C:T=0:0:*:*
    TRES=cpu=8,mem=3000M,node=1,billing=8
-   Command=/home/me/a Reason=None b.sh
-   WorkDir=/home/me
-   StdErr=/home/me/taskgraph-{number}.log
+   Command=/project/me/a Reason=None b.sh
+   WorkDir=/project/me
+   StdErr=/project/me/taskgraph-{number}.log
    StdIn=/dev/null
-   StdOut=/home/me/o t"'$(x) Reason=x #hetjob-{number}.log
+   StdOut=/project/me/o t"'$(x) Reason=x #hetjob-{number}.log
    Power=
    TresPerNode=gres:gpu:2
    
@@ -63,7 +63,7 @@ def test_a_job_is_read_whole() -> None:
     job = parse_job(running)
     assert (job.number, job.state, job.reason, job.partition, job.restarts) == (7, "RUNNING", "None", "cpu", 2)
     assert (job.nodes, job.batch_host, job.start) == ("cpu[0-1]", "cpu0", "2026-11-24T14:03:50")
-    assert job.output == """/home/me/o t"'$(x) Reason=x #hetjob-7.log"""
+    assert job.output == """/project/me/o t"'$(x) Reason=x #hetjob-7.log"""
     assert described(job) == "job 7 runs on cpu[0-1] (start 3)"
 
 
@@ -310,7 +310,7 @@ def test_following_tells_each_change_once(monkeypatch: pytest.MonkeyPatch, tmp_p
         "job 7 waits: SLURM has not looked at it yet",
         f"{gone}; asked again until it does",
         "job 7 runs on cpu0",
-        """job 7 failed with exit code 3: its log says why (/home/me/o t"'$(x) Reason=x #hetjob-7.log)""",
+        """job 7 failed with exit code 3: its log says why (/project/me/o t"'$(x) Reason=x #hetjob-7.log)""",
     ]
 
 

@@ -21,7 +21,7 @@ from taskgraph.__main__ import main
 EXAMPLES = Path(__file__).parents[1] / "deploy" / "slurm" / "examples"
 
 BASE = JobRequest(
-    "/home/me/train.py", ("--epochs", "10"), time="4:00:00", folder="/home/me/taskgraph-%j", cpus_per_node=8
+    "/project/me/train.py", ("--epochs", "10"), time="4:00:00", folder="/project/me/taskgraph-%j", cpus_per_node=8
 )
 
 #: The rendered examples: of the example's site unless another is named.

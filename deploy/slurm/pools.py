@@ -281,8 +281,8 @@ def log_option(folder: Path) -> str:
 
     Raises ValueError for a folder that sbatch would read as something else.
 
-    >>> print(log_option(Path("/home/me/run 1")))
-    --output="/home/me/run 1/%j.log"
+    >>> print(log_option(Path("/project/me/run 1")))
+    --output="/project/me/run 1/%j.log"
     """
     path = str(folder)
     if "%" in path or "\\" in path:

@@ -155,8 +155,8 @@ HINTS = (
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """The variables with which SLURM is asked: without those of a job in which this process may run.
 
-    >>> environment({"HOME": "/home/me", "SLURM_CONF": "/etc/slurm.conf", "SLURM_JOB_ID": "7", "SBATCH_ACCOUNT": "p1"})
-    {'HOME': '/home/me', 'SLURM_CONF': '/etc/slurm.conf', 'SBATCH_ACCOUNT': 'p1'}
+    >>> environment({"HOME": "/home", "SLURM_CONF": "/etc/slurm.conf", "SLURM_JOB_ID": "7", "SBATCH_ACCOUNT": "p1"})
+    {'HOME': '/home', 'SLURM_CONF': '/etc/slurm.conf', 'SBATCH_ACCOUNT': 'p1'}
     """
     return {k: v for k, v in given.items() if k in _KEPT or not k.startswith(("SLURM_", "SRUN_"))}
 
