@@ -10,7 +10,7 @@ Where operands lie. Every block is taken to lie on one of the workers of its kin
 hints of the lowering, kept operands by the scheduler plugin, which exchanges like slots for it. So a block that u of
 them need crosses u - 1 times, and once for every other worker that needs it; of one that is taller or longer than what
 a worker needs, the holder needs a part alone, and the rest crosses once more (`_kept_share`). Partial results, where k
-is cut across workers, cross once for each worker but one.
+is cut across workers, cross but for those of the worker that adds them up.
 """
 
 from __future__ import annotations
@@ -351,7 +351,8 @@ class Evaluation:
         tiles = self.worker.reshape(-1, layers)
         apart = 1 + (np.diff(np.sort(tiles, axis=1), axis=1) > 0).sum(axis=1)
         sizes = np.broadcast_to(self.tile.ravel(), (self.p.batch, self.tile.size)).ravel()
-        moved = float((sizes * (apart - 1)).sum()) if self.setting.is_cluster else 0.0
+        # whoever adds has its own parts there; a worker sends each of its parts, not their sum
+        moved = float((sizes * layers * (1 - 1 / apart)).sum()) if self.setting.is_cluster else 0.0
         task, each = self.setting.task_seconds, float(sizes.mean()) * layers / COPY_BYTES_PER_S
         parts = len(tiles) * layers / self.slots_used
 
