@@ -23,6 +23,8 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from deploy.slurm.worker import read_scheduler
+
 TAG = "taskgraph"
 
 TRACEBACK = "Traceback (most recent call last):\n"
@@ -127,7 +129,8 @@ class ProcessCluster:
 
     def _scheduler_is_up(self) -> bool:
         assert self.processes["scheduler"].poll() is None, self.log("scheduler")
-        return self.scheduler_file.exists()
+        # Whole, not only there: Dask opens the file, then fills it.
+        return read_scheduler(self.scheduler_file) is not None
 
     def _start(self, name: str, command: str, *args: str) -> None:
         with open(self.directory / f"{name}.log", "ab") as log:

@@ -15,7 +15,7 @@ from process_cluster import until
 
 from deploy.slurm.commands import Options, environment_of, scheduler_command, step_command
 from deploy.slurm.job import open_folder
-from deploy.slurm.worker import LOOPBACK
+from deploy.slurm.worker import LOOPBACK, read_scheduler
 from deploy.tls import load_keys
 
 
@@ -50,7 +50,7 @@ def test_a_worker_leaves_when_its_time_is_up_and_its_data_move(tmp_path: Path) -
         process(scheduler_command(folder, LOOPBACK), folder),
         process(worker(1, time.time() + 3600), folder),
     ):
-        until(lambda: (folder / "scheduler.json").exists(), "the scheduler is up")
+        until(lambda: read_scheduler(folder / "scheduler.json"), "the scheduler is up")
         with Client(scheduler_file=str(folder / "scheduler.json"), security=load_keys(folder / "tls")) as client:
             until(lambda: names(client) == {"cpu-1"}, "the worker that stays")
             with process(worker(0, time.time()), folder) as leaving:
