@@ -10,6 +10,7 @@ from distributed.protocol import deserialize, serialize
 from distributed.protocol import numpy as theirs
 from distributed.protocol.serialize import dask_deserialize
 
+import taskgraph as tg
 from deploy.local import LocalCluster
 from workers.aligned import aligned, register
 
@@ -130,6 +131,8 @@ def test_dasks_own_tasks_give_the_same_bits_whatever_was_moved():
         odd = [client.submit(bytes, n, workers=["cpu-0"], pure=False) for n in (1, 3)]
         made = [client.submit(np.array, b, workers=["cpu-0"], pure=False) for b in blocks]
         assert all(client.submit(flags, *made, workers=["cpu-1"], pure=False).result(timeout=WAIT_S))
+        kept = tg.asarray(np.concatenate(blocks), chunks=(sizes, 5)).persist(scheduler=client)  # travels in the graph
+        assert all(all(client.submit(flags, f, pure=False).result(timeout=WAIT_S)) for f in client.futures_of(kept))
         arrays = [da.from_delayed(f, b.shape, b.dtype) for f, b in zip(made, blocks, strict=True)]
         futures = client.compute(list(results(arrays)), workers=["cpu-1"], allow_other_workers=False)
         for got, value in zip(client.gather(futures), expected, strict=True):
