@@ -11,7 +11,7 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
-from distributed import Client
+from distributed import Client, wait
 from process_cluster import ProcessCluster, until, workers
 
 import taskgraph as tg
@@ -116,6 +116,17 @@ def test_without_cuts_it_remembers_all(cluster: Cluster) -> None:
         model.train(3 * lineage.CUT_EVERY)
         model.check()
     assert count(cluster.default) > 3 * lineage.CUT_EVERY
+
+
+def test_of_several_copies_the_one_that_was_made_stays(cluster: Cluster) -> None:
+    kept = tg.asarray(np.ones((6, 40)), chunks=(1, 40)).persist()
+    blocks = cluster.default.futures_of(kept)
+    wait(blocks, timeout=30)
+    made_on = cluster.default.who_has(blocks)
+    cluster.default.replicate(blocks)
+    assert all(len(found) == len(THREE) for found in cluster.default.who_has(blocks).values())
+    cluster.default.amm.run_once()
+    until(lambda: cluster.default.who_has(blocks) == made_on, "the copies are gone, all blocks where they were made")
 
 
 @pytest.mark.kills_workers
