@@ -33,9 +33,10 @@ JAX_DEVICES = 2
 
 
 def settle(client: Client, *kept: Any) -> None:
-    """Wait for what was left on a cluster's workers."""
+    """Wait for what was left on a cluster's workers; what failed there fails here."""
     with client.as_current():
-        wait(client.futures_of(list(kept)))
+        failed = [f for f in wait(client.futures_of(list(kept))).done if f.status == "error"]
+        client.gather(failed)
 
 
 def ours(client: Client, a: np.ndarray, b: np.ndarray) -> Callable[[], float]:
