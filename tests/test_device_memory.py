@@ -484,4 +484,4 @@ def test_a_worker_tells_what_its_device_did():
         memory, counts = told()
         assert memory == 24 * MIB
         assert counts["bytes_uploaded"] > 0
-        assert set(counts) == {*counters.NAMES, "cache_bytes"}
+        assert set(counts) == {*counters.NAMES, "cache_bytes", "buffer_bytes"}

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from workers.buffers import buffers
+
 Array = np.ndarray[Any, Any]
 
 
@@ -33,6 +35,9 @@ def aligned(array: Array) -> Array:
             subok=True,
             writeable=array.flags.writeable,
         )
+    elif array.flags.c_contiguous and type(array) is np.ndarray:
+        copied = buffers.empty(array.shape, array.dtype)
+        copied[...] = array
     else:
         copied = array.copy("K")
     if not array.flags.writeable:  # not otherwise: NumPy refuses to say again of a strided view that it is writable

@@ -11,6 +11,7 @@ import numpy as np
 from array_api_compat import is_cupy_namespace, is_numpy_namespace
 
 from workers import backend
+from workers.buffers import buffers
 from workers.operand import Deferred, Joined, Operand, in_turn, numpy_dtype, streams
 from workers.rates import note, rest
 
@@ -154,7 +155,7 @@ def _factor(xp: Any, tile: Any, transpose: bool, as_dtype: Any) -> Any:
 def _sum_of_products(xp: Any, pairs: Iterator[tuple[Any, Any]], dtype: Any) -> Any:
     """The products added up in order, in a buffer of this sum's own."""
     left, right = next(pairs)
-    total = xp.matmul(left, right)
+    total = _product(xp, left, right)
     if total.dtype != dtype:
         total = xp.astype(total, dtype)
     # The standard has no `out=`. Where there is one, a panel of any length needs one scratch buffer, not one
@@ -170,12 +171,26 @@ def _sum_of_products(xp: Any, pairs: Iterator[tuple[Any, Any]], dtype: Any) -> A
         else:
             for rows in strips:
                 part = total[..., rows, :]
-                scratch = xp.empty_like(total[..., :tallest, :]) if scratch is None else scratch
+                scratch = _strip(xp, total, tallest) if scratch is None else scratch
                 fresh = scratch[..., : part.shape[-2], :]
                 xp.matmul(left[..., rows, :], right, out=fresh)
                 part += fresh
         del left, right
     return total
+
+
+def _product(xp: Any, left: Any, right: Any) -> Any:
+    if not is_numpy_namespace(xp):
+        return xp.matmul(left, right)
+    lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    shape = (*lead, left.shape[-2], right.shape[-1])
+    return np.matmul(left, right, out=buffers.empty(shape, np.result_type(left, right)))
+
+
+def _strip(xp: Any, total: Any, height: int) -> Any:
+    """Room for so many rows of an array."""
+    shape = (*total.shape[:-2], height, total.shape[-1])
+    return buffers.empty(shape, total.dtype) if is_numpy_namespace(xp) else xp.empty(shape, dtype=total.dtype)
 
 
 def _in_pieces(xp: Any, lefts: Sequence[Any], rights: Sequence[Any], transpose_a: bool, transpose_b: bool) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 
 from workers.aligned import aligned
 from workers.backend import Backend, Upload
+from workers.buffers import buffers
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -188,7 +189,9 @@ class Joined:
 
     def read(self) -> Any:
         """The array, of pieces in host memory."""
-        return np.concatenate(self.parts, self.axis) if len(self.parts) > 1 else self.parts[0]
+        if len(self.parts) == 1:
+            return self.parts[0]
+        return np.concatenate(self.parts, self.axis, out=buffers.empty(self.shape, self.dtype))
 
     def begin(self) -> Upload:
         """Start to bring the pieces to the device, one by one; what is given back waits for them and joins them."""

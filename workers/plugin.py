@@ -22,8 +22,11 @@ from dask.utils import parse_bytes
 from distributed import Status, Worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.system import MEMORY_LIMIT
+from tornado.ioloop import PeriodicCallback
 
 from workers import aligned, backend, counters, emulated, memory, peers, rates
+from workers.buffers import IDLE_S, buffers, receive_into_buffers
+from workers.buffers import SHARE as SHARE_OF_BUFFERS
 from workers.cache import EMULATED_SHARE, SHARE
 from workers.listening import warning_of
 from workers.profile import profile
@@ -85,6 +88,7 @@ class DeviceSetup(WorkerPlugin):
         here = self._backend(kind, worker.memory_manager.memory_limit)
         backend.use(here)
         aligned.register()
+        keep_buffers(worker)
         peers.give_up_at_once(worker)
         if kind == "gpu":
             stay_near_gpu(worker_pci_bus_id())
@@ -107,13 +111,15 @@ class DeviceSetup(WorkerPlugin):
         self._book = book
         worker.startup_information[PROFILE] = lambda _worker: measured
         logging.getLogger("distributed.worker").addFilter(QuietHeartbeat(worker))
-        worker.metrics[PROFILE] = lambda _worker: counters.counts() | {"cache_bytes": here.cache.held_bytes}
+        worker.metrics[PROFILE] = lambda _worker: counters.counts() | held_bytes(here)
 
     def teardown(self, worker: Worker) -> None:
         """Go back to the host's NumPy: with workers in one process, the next may be another kind."""
         rates.use(None)
         if self._book is not None:
             self._book.save()
+        buffers.limit_bytes = 0
+        buffers.trim(0)
         here = backend.current()
         here.free()
         if here.emulated:
@@ -130,6 +136,20 @@ class DeviceSetup(WorkerPlugin):
         emulated.memory.bound(self.emulated_memory)
         here.cache.limit_bytes = emulated_cache_bytes(memory_limit_bytes or MEMORY_LIMIT, self.emulated_memory)
         return here
+
+
+def held_bytes(here: backend.Backend) -> dict[str, int]:
+    """What is held beside results: copies on the device, and memory to be used again."""
+    return {"cache_bytes": here.cache.held_bytes, "buffer_bytes": buffers.free_bytes}
+
+
+def keep_buffers(worker: Worker) -> None:
+    """Let this process use the memory of large arrays again, within its worker's limit, and for so long as it does."""
+    limit_bytes = worker.memory_manager.memory_limit or MEMORY_LIMIT
+    buffers.limit_bytes = int(SHARE_OF_BUFFERS * limit_bytes)
+    receive_into_buffers()
+    # The worker starts and stops it with its own.
+    worker.periodic_callbacks["taskgraph-buffers"] = PeriodicCallback(buffers.trim, 1000 * IDLE_S / 4)
 
 
 def emulated_cache_bytes(host_bytes: int, device_bytes: int | None) -> int:
