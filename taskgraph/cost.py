@@ -16,7 +16,7 @@ is cut across workers, cross but for those of the worker that adds them up.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +72,8 @@ class Choice:
 
     bytes_over: by how much the operands and the result of a task exceed its share of a device's memory; what fits goes
     before what is fast. chain: tasks in a row, each with a part of a layer, so that they fit. strips: row strips that
-    the partial results are summed in.
+    the partial results are summed in. near: gives cuts of the same kind with another number of something, where there
+    are some to look at.
     """
 
     cut: Cut
@@ -82,6 +83,7 @@ class Choice:
     bytes_moved: float
     chain: int
     strips: int
+    near: Callable[[], Iterator[Choice]] | None = None
 
     @property
     def tasks(self) -> int:
@@ -186,12 +188,15 @@ class Evaluation:
         """Bytes of the operands that come to every worker."""
         return self.operands_a[1] + self.operands_b[1]
 
-    def choice(self) -> Choice:
-        """What the cut costs; chains are as long as memory demands, or longer where that hides more of the fetching."""
+    def choice(self, chain: int | None = None) -> Choice:
+        """What the cut costs; chains are as long as memory demands, or longer where that hides more of the fetching.
+        chain: so long, if memory demands no more."""
         least, over = self._chain()
         moved, layers = float(self.crossing.sum()), self.cut.layers
         hides = moved > 0 and self.is_gpu[self.worker].any() and 4 * least * layers <= self.p.k
         options = [least * times for times in ((1, 2, 4) if hides else (1,))]
+        if chain is not None:
+            options = [max(least, min(chain, self.p.k // layers))]
         seconds, chain = min((float(self.slot_seconds(c).max()) + self._taking_parts(c), c) for c in options)
         strips, sum_seconds, sum_bytes = self._adding_up(seconds)
         scheduling = SCHEDULING * self.setting.task_seconds * _tasks(self.cut, chain, strips)
@@ -271,6 +276,14 @@ class Evaluation:
         rest = np.maximum(fetching, copying) * (1 - 1 / tiles) + waiting
         seconds: Floats = first + np.where(self.on_cpu, computing, np.maximum(computing, rest + computing / tiles))
         return np.where(count > 0, seconds, 0.0)
+
+    def rates_seen(self, chain: int) -> Floats:
+        """Tiles per second of every slot, bytes and all; of one that has no tiles, by its speed beside the others'."""
+        seconds, rates = self.slot_seconds(chain), self.slots.rates
+        count = np.bincount(self.cut.owner, minlength=len(self.slots))
+        seen: Floats = count / np.maximum(seconds, 1e-300)
+        idle = count == 0
+        return np.where(idle, rates * (seen.sum() / rates[~idle].sum()), seen)
 
     def _parts_of_k(self) -> float:
         """Products that are added up to a tile."""

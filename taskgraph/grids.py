@@ -13,15 +13,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from taskgraph.bounds import bound_of_shares
 from taskgraph.cost import Choice, Cut, Evaluation
+from taskgraph.division import Division, Way
 from taskgraph.partition import deal, rectangles
-from taskgraph.problem import Problem, even, level
+from taskgraph.problem import MOST_TASKS, Problem, divisors, level
 from taskgraph.slots import Floats, Ints, Setting, Slots, Unit, slots_of
 
 #: What a product on both classes takes beyond the model's seconds: it waits for the slowest tile of devices whose
@@ -36,12 +37,10 @@ MIXED_S = 0.005
 TILES_PER_SLOT = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)
 #: Parts of k per slot, where a small output is summed of them: some, whose operands arrive while others compute.
 LAYERS_PER_SLOT = (2, 4, 8)
-#: The most tasks of one product: what needs more is refused, since a scheduler takes half a minute for so many.
-MOST_TASKS = 100_000
 #: Of the best cuts for both classes, of so many sets of devices, shares of the GPUs so many times as large are looked
 #: at, too.
 MOST_SHARED = 3
-SHIFTS = (0.97, 1.02, 1.04, 1.07, 1.1, 1.15)
+SHIFTS = (0.97, 1.02, 1.04, 1.07, 1.1, 1.15, 1.2, 1.25)
 #: Cuts that are given besides the cheapest: so many, that cost so many times as much at the most (chosen: the error of
 #: the model beside the simulation, which is made of each).
 MOST_CANDIDATES, CLOSE = 10, 1.4
@@ -139,19 +138,9 @@ def _dealt_again(p: Problem, choice: Choice, setting: Setting) -> Choice:
     slots, cut = choice.slots, choice.cut
     if len(slots) == 1 or len(cut.owner) <= len(slots) or slots.rates[0] == slots.rates[-1]:
         return choice
-    rates = _rates_seen(p, choice, setting)
+    rates = Evaluation(p, cut, slots, setting).rates_seen(choice.chain)
     again = replace(cut, owner=_owners(p, len(cut.m), len(cut.n), cut.layers, rates))
     return _better(Evaluation(p, again, slots, setting).choice(), choice)
-
-
-def _rates_seen(p: Problem, choice: Choice, setting: Setting) -> Floats:
-    """Tiles per second of every slot, bytes and all; of one that had no tiles, by its speed beside the others'."""
-    slots = choice.slots
-    seconds = Evaluation(p, choice.cut, slots, setting).slot_seconds(choice.chain)
-    count = np.bincount(choice.cut.owner, minlength=len(slots))
-    rates = count / np.maximum(seconds, 1e-300)
-    idle = count == 0
-    return np.where(idle, slots.rates * (rates.sum() / slots.rates[~idle].sum()), rates)
 
 
 def _some(slots: Slots) -> Iterator[Slots]:
@@ -223,7 +212,7 @@ def cuts(p: Problem, slots: Slots) -> Iterator[tuple[tuple[int, ...], tuple[int,
 
 def _flat(p: Problem, tiles: int, most: int) -> list[tuple[int, int, int]]:
     """Grids of so many tiles, or a few more, whose tiles take the fewest bytes."""
-    found = {(gm, tiles // gm) for gm in _divisors(tiles)}
+    found = {(gm, tiles // gm) for gm in divisors(tiles)}
     ideal = math.sqrt(tiles * p.a_bytes / max(1, p.b_bytes))
     for gm in {max(1, math.floor(ideal)), max(1, math.ceil(ideal))}:
         gm = min(gm, max(1, p.m))
@@ -244,13 +233,7 @@ def _volume(p: Problem, gm: int, gn: int, gk: int) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _triples(n: int) -> tuple[tuple[int, int, int], ...]:
-    return tuple((a, b, n // a // b) for a in _divisors(n) for b in _divisors(n // a))
-
-
-@functools.lru_cache(maxsize=4096)
-def _divisors(n: int) -> tuple[int, ...]:
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    return (*small, *[n // d for d in reversed(small) if d * d != n])
+    return tuple((a, b, n // a // b) for a in divisors(n) for b in divisors(n // a))
 
 
 def _that_fit(p: Problem, slots: Slots) -> list[tuple[int, int, int]]:
@@ -269,15 +252,6 @@ def _that_fit(p: Problem, slots: Slots) -> list[tuple[int, int, int]]:
 # -- both classes ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One class's share of the output: its slots, its blocks along the divided axis and along the other one."""
-
-    slots: Ints
-    blocks: int
-    common: int
-
-
 def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, found: _Found) -> None:
     """Both classes, where that gains something over the best of one."""
     least = MIXED_S if found.best else 0.0
@@ -285,14 +259,19 @@ def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, found: _Found) -
         slots = slots_of(some)
         if found.is_beaten(MIXED_MARGIN * p.flops / float(slots.rates.sum())):
             continue
-        best = None
-        for choice, shifted in _divided(p, slots, setting):
+        best, division = None, Division(p, slots, setting)
+        for choice, way in division.some():
             choice = replace(choice, seconds=max(least, MIXED_MARGIN * choice.seconds))
             found.add(choice)
             if best is None or choice.order < best[0].order:
-                best = choice, shifted
+                best = choice, partial(_shifted, division, way)
         if best is not None:
             found.shared.append(best)
+
+
+def _shifted(division: Division, way: Way, by: float) -> Choice | None:
+    """The same with a share of the GPUs so many times as large."""
+    return division.choice(replace(way, share=min(1.0, by * way.share)))
 
 
 def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
@@ -306,81 +285,3 @@ def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
             for start in (0, *steps[:1]):
                 if start < end and (start, end) != (0, len(some)):
                     yield some[start:end] + others
-
-
-def _divided(p: Problem, slots: Slots, setting: Setting) -> Iterator[tuple[Choice, Callable[[float], Choice | None]]]:
-    """The output divided along its longer axis (where they are alike, each): cuts of both parts for several numbers of
-    tiles; the best of them with the shares of the classes brought to where both end at once. Beside each choice what
-    gives the same with another share of the GPUs, so many times as large."""
-
-    def at(cut_at: Callable[[Floats, float], Cut | None], rates: Floats, share: float, by: float) -> Choice | None:
-        cut = cut_at(rates, min(1.0, share * by))
-        return None if cut is None else Evaluation(p, cut, slots, setting).choice()
-
-    kinds = np.asarray(slots.kinds)
-    gpus, cpus = np.flatnonzero(kinds == "gpu"), np.flatnonzero(kinds == "cpu")
-    fair = float(slots.rates[gpus].sum() / slots.rates.sum())
-    found = []
-    for along_n in [along for along, fits in ((True, 2 * p.n >= p.m), (False, 2 * p.m >= p.n)) if fits]:
-        size, other = (p.n, p.m) if along_n else (p.m, p.n)
-        for common, of_gpus, of_cpus in _counts(len(gpus), len(cpus), other, size * (1 - fair), _least_tiles(p, slots)):
-            parts = _Part(gpus, of_gpus, common), _Part(cpus, of_cpus, common)
-            cut_at = partial(_cut_in_two, p, parts, along_n)
-            if (cut := cut_at(slots.rates, fair)) is not None:
-                found.append((Evaluation(p, cut, slots, setting).choice(), parts, cut_at))
-    found.sort(key=lambda f: f[0].order)
-    for choice, parts, cut_at in found[:3]:
-        yield choice, partial(at, cut_at, slots.rates, fair)
-        share = fair
-        for _ in range(3):
-            rates = _rates_seen(p, choice, setting)
-            seconds = [part.blocks * part.common * p.batch / float(rates[part.slots].sum()) for part in parts]
-            speeds = share / seconds[0], (1 - share) / seconds[1]
-            share = speeds[0] / (speeds[0] + speeds[1])
-            if (cut := cut_at(rates, share)) is None:
-                break
-            choice = Evaluation(p, cut, slots, setting).choice()
-            yield choice, partial(at, cut_at, rates, share)
-
-
-def _least_tiles(p: Problem, slots: Slots) -> int:
-    """How many tiles the output must have at least, so that three of them are at most half a task's room."""
-    return min(MOST_TASKS // 4, math.ceil(6 * p.result_bytes / p.batch / max(float(slots.room.min()), 1.0)))
-
-
-def _counts(gpus: int, cpus: int, other: int, cpu_side: float, least: int) -> list[tuple[int, int, int]]:
-    """Blocks along the axis that is not divided, and along the other one for the GPUs and for the CPUs: as many tiles
-    as slots, or some times so many, those of the CPUs near-square; at least so many for memory's sake."""
-    seen: set[tuple[int, int, int]] = set()
-    small = math.ceil(math.sqrt(least)) ** 2  # a number with divisors
-    for tiles in sorted({cpus, 2 * cpus, max(cpus, small)}):
-        square = math.sqrt(tiles * other / max(1.0, cpu_side))
-        common = sorted((d for d in _divisors(tiles) if d <= other), key=lambda d: abs(math.log(d / square)))[:2]
-        for c in common:
-            seen.update(
-                (c, max(1, math.ceil(of_gpus / c)), tiles // c) for of_gpus in (gpus, 4 * gpus, 8 * gpus, least)
-            )
-    return sorted(seen)
-
-
-def _cut_in_two(p: Problem, parts: tuple[_Part, _Part], along_n: bool, rates: Floats, share: float) -> Cut | None:
-    """The first part has that share of the divided axis; None where a block would be empty."""
-    size, other = (p.n, p.m) if along_n else (p.m, p.n)
-    common = parts[0].common
-    first = min(max(round(share * size), parts[0].blocks), size - parts[1].blocks)
-    if first < parts[0].blocks or common > other:
-        return None
-    divided = even(first, parts[0].blocks) + even(size - first, parts[1].blocks)
-    owners = []
-    for part in parts:
-        counts = deal(p.batch * part.blocks * common, rates[part.slots])
-        if p.batch == 1:
-            row, column = (p.b_bytes, p.a_bytes) if along_n else (p.a_bytes, p.b_bytes)
-            local = rectangles(part.blocks, common, counts, row / size, column / other)
-        else:
-            local = np.repeat(np.arange(len(part.slots)), counts)
-        owners.append(part.slots[local].reshape(p.batch, part.blocks, common))
-    owner = np.concatenate(owners, axis=1)
-    if along_n:
-        return Cut(even(other, common), divided, 1, owner.swapaxes(1, 2).ravel())
-    return Cut(divided, even(other, common), 1, owner.ravel())

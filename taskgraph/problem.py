@@ -8,6 +8,7 @@ and moves nothing; so it wins where memory or links are scarce, and where few ti
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ PIECE_SHARE, THINNEST_PIECE = 1 / 8, 64
 #: A panel may be so much longer than others, where borders of the operands' blocks then are its own (chosen: cutting
 #: costs a task a block, waiting for the longest panel a share of its time).
 UNEVEN_PANELS = 1.25
+#: The most tasks of one product: what needs more is refused, since a scheduler takes half a minute for so many.
+MOST_TASKS = 100_000
 
 
 @dataclass(frozen=True)
@@ -177,3 +180,14 @@ def even(size: int, parts: int) -> tuple[int, ...]:
     """
     q, r = divmod(size, parts)
     return tuple([q + 1] * r + [q] * (parts - r))
+
+
+@functools.lru_cache(maxsize=4096)
+def divisors(n: int) -> tuple[int, ...]:
+    """All that divide a number, the least first.
+
+    >>> divisors(12)
+    (1, 2, 3, 4, 6, 12)
+    """
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return (*small, *[n // d for d in reversed(small) if d * d != n])
