@@ -125,8 +125,7 @@ def _alone(p: Problem, slots: Slots, setting: Setting, found: _Found) -> None:
         for m, n, layers in cuts(p, some):
             if found.is_beaten(_least_computing(p, m, n, layers, some)):
                 continue
-            cut = Cut(m, n, layers, _owners(p, len(m), len(n), layers, some.rates))
-            choice = Evaluation(p, cut, some, setting).choice()
+            choice = _cut_alike(p, some, setting, (m, n, layers), some.rates)
             found.add(choice)
             best = _better(choice, best)
         if best is not None:
@@ -139,8 +138,37 @@ def _dealt_again(p: Problem, choice: Choice, setting: Setting) -> Choice:
     if len(slots) == 1 or len(cut.owner) <= len(slots) or slots.rates[0] == slots.rates[-1]:
         return choice
     rates = Evaluation(p, cut, slots, setting).rates_seen(choice.chain)
-    again = replace(cut, owner=_owners(p, len(cut.m), len(cut.n), cut.layers, rates))
-    return _better(Evaluation(p, again, slots, setting).choice(), choice)
+    return _better(_cut_alike(p, slots, setting, (cut.m, cut.n, cut.layers), rates), choice)
+
+
+Blocks = tuple[tuple[int, ...], tuple[int, ...], int]
+
+
+def _cut_alike(
+    p: Problem, slots: Slots, setting: Setting, blocks: Blocks, rates: Floats, chain: int | None = None
+) -> Choice:
+    """A uniform grid, its tiles dealt by these rates."""
+    m, n, layers = blocks
+    cut = Cut(m, n, layers, _owners(p, len(m), len(n), layers, rates))
+    choice = Evaluation(p, cut, slots, setting).choice(chain)
+    return replace(choice, near=partial(_near, p, slots, setting, blocks, rates, choice.chain))
+
+
+def _near(p: Problem, slots: Slots, setting: Setting, blocks: Blocks, rates: Floats, chain: int) -> Iterator[Choice]:
+    """Grids that differ in one number."""
+    m, n, layers = blocks
+    for longer in (2 * chain, chain // 2):
+        if longer:
+            yield _cut_alike(p, slots, setting, blocks, rates, longer)
+    gm, gn = len(m), len(n)
+    for rows, columns, parts in (
+        (2 * gm, gn, layers), (gm // 2, gn, layers), (gm + 1, gn, layers), (gm - 1, gn, layers),
+        (gm, 2 * gn, layers), (gm, gn // 2, layers), (gm, gn + 1, layers), (gm, gn - 1, layers),
+        (gm, gn, 2 * layers), (gm, gn, layers // 2),
+    ):  # fmt: skip
+        if 0 < rows <= p.m and 0 < columns <= p.n and 0 < parts <= p.k and (parts == layers or layers > 1):
+            cut = level(p.m, rows), level(p.n, columns), parts
+            yield _cut_alike(p, slots, setting, cut, rates, chain)
 
 
 def _some(slots: Slots) -> Iterator[Slots]:

@@ -14,15 +14,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NotRequired, TypedDict
 
 import numpy as np
 from dask.utils import format_bytes
 
 from taskgraph.bounds import area_bound, bound_of_shares
+from taskgraph.climb import Judge, climb
 from taskgraph.cost import Choice, Cut, Evaluation, is_small
 from taskgraph.expr import DType, Expr, consumers, describe, rewrite, topological, with_inputs
 from taskgraph.gram import gram_flops, is_gram, triangle
@@ -266,10 +266,6 @@ class Plan:
     __str__ = summary
 
 
-#: Looks closer at some ways to compute one product, each given by what makes a plan of the product alone: says which
-#: number is best, and its seconds. The first argument stands for them, so that the answer may be remembered.
-Judge = Callable[[Hashable, Sequence[Callable[[], "Plan"]]], tuple[int, float]]
-
 #: The judge is asked about products that take at least so many seconds, and about ways of at most so many tasks
 #: (chosen: to simulate some ways takes no longer than some ten runs of the product; then the answer is remembered).
 JUDGED_S, JUDGED_TASKS = 0.02, 2500
@@ -386,11 +382,12 @@ def choose(
     if judge is None or len(ways) < 2 or choices[0].seconds < JUDGED_S or choices[0].tasks > JUDGED_TASKS:
         return decided(choices[0])
     lies = tuple((x.chunks, x.op.kind, x.device) for x in node.inputs)
-    number, seconds = judge(
-        (p, setting, tuple(map(tuple, groups)), lies, node.device, node.inputs[0] is node.inputs[1], machine.home),
-        [partial(lambda c: _apart(node, decided(c), often, machine), c) for c in ways],
+    key = (p, setting, tuple(map(tuple, groups)), lies, node.device, node.inputs[0] is node.inputs[1], machine.home)
+    area = area_bound(p.flops, _rates(node.device, machine, p.dtype))
+    best, seconds = climb(
+        judge, key, ways, lambda c: _apart(node, decided(c), often, machine), area, machine.task_seconds, JUDGED_TASKS
     )
-    return replace(decided(ways[number]), seconds=seconds)
+    return replace(decided(best), seconds=seconds)
 
 
 def classes(pin: str | None, machine: Machine, dtype: DType) -> list[tuple[Device, ...]]:
