@@ -20,7 +20,7 @@ import numpy as np
 
 from taskgraph.bounds import bound_of_shares
 from taskgraph.cost import Choice, Cut, Evaluation
-from taskgraph.division import Division, Way
+from taskgraph.division import Division, Way, by_kind, by_speed
 from taskgraph.partition import deal, rectangles
 from taskgraph.problem import MOST_TASKS, Problem, divisors, level
 from taskgraph.slots import Floats, Ints, Setting, Slots, Unit, slots_of
@@ -44,6 +44,8 @@ SHIFTS = (0.97, 1.02, 1.04, 1.07, 1.1, 1.15, 1.2, 1.25)
 #: Cuts that are given besides the cheapest: so many, that cost so many times as much at the most (chosen: the error of
 #: the model beside the simulation, which is made of each).
 MOST_CANDIDATES, CLOSE = 10, 1.4
+#: And so many that are divided by speed: the model does not see what they gain, larger tiles for faster devices.
+MOST_BY_SPEED = 3
 #: Numbers of slots that are tried: all up to 32, so that one more is never missed, then such that grids of several
 #: shapes have so many tiles.
 SOME = (*range(1, 33), 36, 42, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640,
@@ -82,6 +84,7 @@ class _Found:
         self.best: Choice | None = None
         self.families: dict[Hashable, Choice] = {}
         self.shared: list[tuple[Choice, Callable[[float], Choice | None]]] = []
+        self.by_speed: list[Choice] = []
 
     def add(self, choice: Choice) -> None:
         """Another one."""
@@ -104,7 +107,10 @@ class _Found:
         ]
         shared = sorted(self.shared, key=lambda s: s[0].order)[:MOST_SHARED]
         shifted = [c for choice, at in shared if choice.seconds <= CLOSE * best.seconds for c in map(at, SHIFTS) if c]
-        more = [c for c in shifted if c.bytes_over <= best.bytes_over and c.seconds <= CLOSE * best.seconds]
+        by_speed = [c for c in sorted(self.by_speed, key=lambda c: c.order)[:MOST_BY_SPEED] if c is not best]
+        more = [
+            c for c in (*by_speed, *shifted) if c.bytes_over <= best.bytes_over and c.seconds <= CLOSE * best.seconds
+        ]
         return (best, *sorted(close, key=lambda c: c.order)[: MOST_CANDIDATES - 1], *more)
 
 
@@ -130,6 +136,11 @@ def _alone(p: Problem, slots: Slots, setting: Setting, found: _Found) -> None:
             best = _better(choice, best)
         if best is not None:
             found.add(_dealt_again(p, best, setting))
+    groups = by_speed(slots)
+    if len(groups) > 1 and not found.is_beaten(_least_seconds(p, slots, setting)):
+        for choice, _ in Division(p, slots, setting, groups).between_speeds():
+            found.best = _better(choice, found.best)
+            found.by_speed.append(choice)
 
 
 def _dealt_again(p: Problem, choice: Choice, setting: Setting) -> Choice:
@@ -282,24 +293,31 @@ def _that_fit(p: Problem, slots: Slots) -> list[tuple[int, int, int]]:
 
 def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, found: _Found) -> None:
     """Both classes, where that gains something over the best of one."""
-    least = MIXED_S if found.best else 0.0
-    for some in _sets(units):
+    for number, some in enumerate(_sets(units)):
         slots = slots_of(some)
         if found.is_beaten(MIXED_MARGIN * p.flops / float(slots.rates.sum())):
             continue
-        best, division = None, Division(p, slots, setting)
-        for choice, way in division.some():
-            choice = replace(choice, seconds=max(least, MIXED_MARGIN * choice.seconds))
-            found.add(choice)
-            if best is None or choice.order < best[0].order:
-                best = choice, partial(_shifted, division, way)
-        if best is not None:
-            found.shared.append(best)
+        division = Division(p, slots, setting, by_kind(slots))
+        _shared(division, division.between_kinds(), found)
+        if number == 0 and (groups := by_speed(slots)):
+            division = Division(p, slots, setting, groups)
+            _shared(division, division.between_speeds(), found)
+
+
+def _shared(division: Division, ways: Iterator[tuple[Choice, Way]], found: _Found) -> None:
+    least, best = MIXED_S if found.best else 0.0, None
+    for choice, way in ways:
+        choice = replace(choice, seconds=max(least, MIXED_MARGIN * choice.seconds))
+        found.add(choice)
+        if best is None or choice.order < best[0].order:
+            best = choice, partial(_shifted, division, way)
+    if best is not None:
+        found.shared.append(best)
 
 
 def _shifted(division: Division, way: Way, by: float) -> Choice | None:
     """The same with a share of the GPUs so many times as large."""
-    return division.choice(replace(way, share=min(1.0, by * way.share)))
+    return division.choice(division.shifted(way, by))
 
 
 def _sets(units: Sequence[Unit]) -> Iterator[list[Unit]]:
