@@ -106,9 +106,10 @@ class Division:
         shares = [share * (less if cpu else more) for share, cpu in zip(way.shares, self.on_cpu, strict=True)]
         return replace(way, shares=tuple(shares))
 
-    def between_kinds(self) -> Iterator[tuple[Choice, Way]]:
-        """Of both kinds, for several numbers of tiles."""
-        return self._some(self._ways_between_kinds())
+    def between_kinds(self, suit_gpus: bool) -> Iterator[tuple[Choice, Way]]:
+        """Of both kinds, for several numbers of tiles; suit_gpus: also with rows that make near-square tiles of theirs,
+        where these are several (a single one has all of its part anyway)."""
+        return self._some(self._ways_between_kinds(suit_gpus and len(self.parts[0]) > 1))
 
     def between_speeds(self) -> Iterator[tuple[Choice, Way]]:
         """Of several speeds, for some numbers of common blocks."""
@@ -140,9 +141,9 @@ class Division:
         if 2 * p.m >= p.n:
             yield False, p.m, p.n
 
-    def _ways_between_kinds(self) -> Iterator[Way]:
+    def _ways_between_kinds(self, suit_gpus: bool) -> Iterator[Way]:
         for along_n, size, other in self._axes():
-            for common, *blocks in self._counts(other, size):
+            for common, *blocks in self._counts(other, size, suit_gpus):
                 yield Way(along_n, common, tuple(blocks), self.shares, self.slots.rates)
 
     def _ways_between_speeds(self) -> Iterator[Way]:
@@ -185,7 +186,7 @@ class Division:
         speeds = [share / s for share, s in zip(way.shares, seconds, strict=True)]
         return replace(way, rates=rates, shares=tuple(speed / sum(speeds) for speed in speeds))
 
-    def _counts(self, other: int, size: int) -> list[tuple[int, int, int]]:
+    def _counts(self, other: int, size: int, suit_gpus: bool) -> list[tuple[int, int, int]]:
         """Blocks along the axis that is not divided, and along the other one for the GPUs and for the CPUs: as many
         tiles as slots, or some times so many; near-square for the CPUs or for the GPUs; at least so many for memory's
         sake."""
@@ -193,10 +194,10 @@ class Division:
         seen: set[tuple[int, int, int]] = set()
         small = math.ceil(math.sqrt(least)) ** 2  # a number with divisors
         for tiles in sorted({cpus, 2 * cpus, max(cpus, small)}):
-            numbers = tiles, TILES_PER_GPU[1] * gpus
+            numbers = (tiles, TILES_PER_GPU[1] * gpus) if suit_gpus and tiles == cpus else (tiles,)
             squares = [
                 math.sqrt(number * other / max(1.0, size * share))
-                for number, share in zip(numbers, self.shares[::-1], strict=True)
+                for number, share in zip(numbers, self.shares[::-1], strict=False)
             ]
             fit = [d for d in divisors(tiles) if d <= other]
             for square in squares:

@@ -298,8 +298,8 @@ def _mixed(p: Problem, units: Sequence[Unit], setting: Setting, found: _Found) -
         if found.is_beaten(MIXED_MARGIN * p.flops / float(slots.rates.sum())):
             continue
         division = Division(p, slots, setting, by_kind(slots))
-        _shared(division, division.between_kinds(), found)
-        if number == 0 and (groups := by_speed(slots)):
+        _shared(division, division.between_kinds(suit_gpus=number == 0), found)
+        if number == 0 and len(groups := by_speed(slots)) > 2:
             division = Division(p, slots, setting, groups)
             _shared(division, division.between_speeds(), found)
 
