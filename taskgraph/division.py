@@ -27,9 +27,10 @@ COMMONS = 2
 TILES_PER_GPU = (1, 4, 8)
 #: Cuts near a given one have shares of the GPUs so many times as large.
 SHARES_NEAR = (0.94, 0.97, 1.03, 1.06)
-#: Devices are divided by speed where so many have so many speeds, each so far below the one before (chosen: of few
-#: devices uniform grids are tried in all numbers; of many speeds each would have a sliver).
-LEAST_BY_SPEED, MOST_SPEEDS, SPEED_STEP = 16, 6, 0.9
+#: Rows that suit the GPUs, and parts for each speed, are tried where so many slots have no more than so many speeds,
+#: each so far below the one before (chosen: of few slots uniform grids are tried in all numbers, and one more makes
+#: nothing slower; of many speeds each would have a sliver).
+LEAST_UNLIKE, MOST_SPEEDS, SPEED_STEP = 16, 6, 0.9
 #: Tiles of a device then: the operands of one come while the other's are multiplied; a third would be left alone with
 #: nothing to hide its operands behind. And tasks in a row for each (chosen: large tiles have large panels of operands,
 #: which many devices wait for).
@@ -62,7 +63,7 @@ def by_speed(slots: Slots) -> list[Ints]:
     for part in by_kind(slots):
         steps = np.flatnonzero(slots.rates[part][1:] < SPEED_STEP * slots.rates[part][:-1]) + 1
         found += [group for group in np.split(part, steps) if len(group)]
-    return found if len(slots) >= LEAST_BY_SPEED and 2 <= len(found) <= MOST_SPEEDS else []
+    return found if len(slots) >= LEAST_UNLIKE and 2 <= len(found) <= MOST_SPEEDS else []
 
 
 class Division:
@@ -109,7 +110,8 @@ class Division:
     def between_kinds(self, suit_gpus: bool) -> Iterator[tuple[Choice, Way]]:
         """Of both kinds, for several numbers of tiles; suit_gpus: also with rows that make near-square tiles of theirs,
         where these are several (a single one has all of its part anyway)."""
-        return self._some(self._ways_between_kinds(suit_gpus and len(self.parts[0]) > 1))
+        suit_gpus = suit_gpus and len(self.parts[0]) > 1 and len(self.slots) >= LEAST_UNLIKE
+        return self._some(self._ways_between_kinds(suit_gpus))
 
     def between_speeds(self) -> Iterator[tuple[Choice, Way]]:
         """Of several speeds, for some numbers of common blocks."""
@@ -193,17 +195,22 @@ class Division:
         (gpus, cpus), least = map(len, self.parts), self._least_tiles()
         seen: set[tuple[int, int, int]] = set()
         small = math.ceil(math.sqrt(least)) ** 2  # a number with divisors
+        wanted = (*(times * gpus for times in TILES_PER_GPU), least)
+
+        def add(commons: list[int], tiles: int) -> None:
+            for c in commons[:COMMONS]:
+                seen.update((c, max(1, math.ceil(of_gpus / c)), tiles // c) for of_gpus in wanted)
+
+        def square(tiles: int, share: float) -> float:
+            return math.sqrt(tiles * other / max(1.0, size * share))
+
         for tiles in sorted({cpus, 2 * cpus, max(cpus, small)}):
-            numbers = (tiles, TILES_PER_GPU[1] * gpus) if suit_gpus and tiles == cpus else (tiles,)
-            squares = [
-                math.sqrt(number * other / max(1.0, size * share))
-                for number, share in zip(numbers, self.shares[::-1], strict=False)
-            ]
-            fit = [d for d in divisors(tiles) if d <= other]
-            for square in squares:
-                for c in sorted(fit, key=lambda d: abs(math.log(d / square)))[:COMMONS]:
-                    wanted = (*(times * gpus for times in TILES_PER_GPU), least)
-                    seen.update((c, max(1, math.ceil(of_gpus / c)), tiles // c) for of_gpus in wanted)
+            near = square(tiles, self.shares[1])
+            add(sorted((d for d in divisors(tiles) if d <= other), key=lambda d: abs(math.log(d / near))), tiles)
+        if suit_gpus:  # any number that leaves few CPUs without a tile, so that one CPU more changes nothing
+            near = square(TILES_PER_GPU[1] * gpus, self.shares[0])
+            fit = range(max(1, round(near / 1.5)), min(cpus, other, round(1.5 * near)) + 1)
+            add(sorted(fit, key=lambda c: (round(cpus % c / cpus, 2), abs(math.log(c / near)))), cpus)
         return sorted(seen)
 
     def _least_tiles(self) -> int:
