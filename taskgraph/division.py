@@ -9,7 +9,7 @@ of them: it fetches as little for each operation as it can, and has few tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -197,7 +197,7 @@ class Division:
         small = math.ceil(math.sqrt(least)) ** 2  # a number with divisors
         wanted = (*(times * gpus for times in TILES_PER_GPU), least)
 
-        def add(commons: list[int], tiles: int) -> None:
+        def add(commons: list[int], tiles: int, wanted: Sequence[int]) -> None:
             for c in commons[:COMMONS]:
                 seen.update((c, max(1, math.ceil(of_gpus / c)), tiles // c) for of_gpus in wanted)
 
@@ -206,11 +206,13 @@ class Division:
 
         for tiles in sorted({cpus, 2 * cpus, max(cpus, small)}):
             near = square(tiles, self.shares[1])
-            add(sorted((d for d in divisors(tiles) if d <= other), key=lambda d: abs(math.log(d / near))), tiles)
+            add(
+                sorted((d for d in divisors(tiles) if d <= other), key=lambda d: abs(math.log(d / near))), tiles, wanted
+            )
         if suit_gpus:  # any number that leaves few CPUs without a tile, so that one CPU more changes nothing
             near = square(TILES_PER_GPU[1] * gpus, self.shares[0])
             fit = range(max(1, round(near / 1.5)), min(cpus, other, round(1.5 * near)) + 1)
-            add(sorted(fit, key=lambda c: (round(cpus % c / cpus, 2), abs(math.log(c / near)))), cpus)
+            add(sorted(fit, key=lambda c: (round(cpus % c / cpus, 2), abs(math.log(c / near)))), cpus, wanted[1:-1])
         return sorted(seen)
 
     def _least_tiles(self) -> int:
