@@ -5,7 +5,7 @@ more than 100 workers get 10 GB/s a worker): over pairs of a product and a machi
 critical path, link bound), goal 1.10. The last two of these are bounds for the plan's own cut and placement, so beside
 it stand the makespan over the area bound, which no plan can beat, and the bytes over their lower bound. Then, for the
 same pairs, whether one more CPU worker or GPU makes the plan slower: it never should (one more CPU worker holds a share
-of the data, too, which then has to be moved: that may show as 1%).
+of the data, too, which then has to be moved: that may show as 1%; and the search may end at a plan that is 5% off).
 
 Second part, run for real on two CPU workers and two emulated GPUs: predicted over measured seconds, goal 0.8 to 1.2. A
 product on each kind of worker calibrates the rates and the network; operands exist before the clock starts, the results
