@@ -59,6 +59,10 @@ class SchedulerFacts:
             return self._group_s(group)
         return known.get(self._address(worker), sum(known.values()) / len(known))
 
+    def is_known(self, key: Any) -> bool:
+        """Whether a task of the same group has ended, so that its duration is no guess."""
+        return bool(self._durations.get(self.scheduler.tasks[key].group.name))
+
     def _address(self, worker: str) -> str:
         aliases: Mapping[str, str] = self.scheduler.aliases
         return aliases.get(worker, worker)

@@ -27,7 +27,7 @@ the places they have. The rules:
    is let through, since then nothing else could ever free memory.
 
 8. *Parts.* A task that only takes a part out of a block has for its slot the worker that holds the block, of
-   whatever kind (`staying`): to move the part is less than to move the block.
+   whatever kind (`staying`), and is never stolen: to move the part is less than to move the block.
 
 Consequences seen from Dask: waiting tasks are in the state `no-worker` (`scheduler.unrunnable`), also while
 they merely wait for a place. Adaptive scaling counts these like queued tasks (so it scales up for them), a

@@ -274,10 +274,10 @@ class TilePlacement(SchedulerPlugin):
 
     def _enqueue(self, ts: TaskState, tag: TaskTag) -> None:
         kind, slot = tag["kind"], tag.get("slot") or tag.get("near")
-        if tag.get("stays"):
-            slot = staying(self._facts.held_bytes(ts.key), self._kinds)
-            kind = self._kinds.get(slot or "", kind)
         pinned, source = tag.get("pinned", False), not ts.dependencies
+        if tag.get("stays"):
+            slot, pinned = staying(self._facts.held_bytes(ts.key), self._kinds), True
+            kind = self._kinds.get(slot or "", kind)
         self._ready.add(ReadyTask(ts.key, ts.priority or (), kind, slot, pinned, source))
         self._wake()
 
@@ -377,6 +377,8 @@ class TilePlacement(SchedulerPlugin):
                         self._announce("wait", kind, "its tasks wait for one")
                 self._refresh_timeouts()
                 self._wake()
+            elif self._processing:
+                self._recall()  # of a task that is overdue nothing tells, either
         except Exception as error:
             self._failed("tick", None, error)
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 
 from taskgraph.chunks import numblocks
 from taskgraph.expr import Chunks, DType, Expr
+from taskgraph.layout import LYING, MADE
 from taskgraph.lying import Lying, homes
 from taskgraph.passes import Group, is_number
 from taskgraph.plan import Plan
-
-#: Sources that are not made but there already.
-LYING = ("placeholder", "variable", "constant", "dask", "part")
 
 Index = tuple[int, ...]
 #: The number of the job whose result is taken, and how many bytes of it.
@@ -95,13 +93,17 @@ class Jobs:
         return self.numbers[x][place] if x in self.numbers else self.first[x] + place
 
     def lay(self, x: Expr) -> None:
-        """Blocks that are there already: where they lie, or dealt to the workers that hold data."""
+        """Blocks that are there already: where they lie, or dealt to the workers that hold data; those that stand for
+        what the graph makes, where tiles need them."""
         holders = self.plan.machine.of_kind("cpu") or self.plan.machine.devices
         count, many = math.prod(numblocks(x.chunks)), len(holders)
         self.first[x] = len(self.items)
         dealt = [holders[(self._dealt + i * many // count) % many].name for i in range(count)]
         known = homes(x, self.where)
         kinds = {d.name: d.kind for d in self.plan.machine.devices}
+        if x.params.get("id") == MADE and (near := self.near.get(x)):
+            wanted = [near(index) or "" for index, _ in blocks_of(x.chunks)]
+            dealt = [w if kinds.get(w) == kinds[d] else d for w, d in zip(wanted, dealt, strict=True)]
         for (index, size), home in zip(blocks_of(x.chunks), known or dealt, strict=True):
             self.add(Job(self.label(x, index), kinds[home], size * x.dtype.itemsize, x.dtype, home=home))
         self._dealt += count if count < many and known is None else 0

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 #: parts at the most, none shorter (chosen: each costs a task and a pass over the tile; see cost.HALF_RATE_SIDE).
 MOST_SHARES, SHORTEST_SHARE = 4, 512
 
+#: Sources that are not made but there already.
+LYING = ("placeholder", "variable", "constant", "dask", "part")
+#: The `id` of what stands for a source that the graph makes, near the tiles that need it, and of what stands for one
+#: that lies (a placeholder of the user's has a number of its own).
+MADE, LAID = "made", "laid"
+
 
 def cut_operands(node: Expr, planned: ProductPlan, often: Sequence[bool]) -> Expr:
     """The product with its operands cut along m and n as the grid wants them. Along k they stay as they lie (a tile's
@@ -64,7 +70,8 @@ def lying(x: Expr) -> Expr:
     """Data in the place of an operand, in its blocks or, where it is a source, in any."""
     with pinned(x.device), labelled(x.label):
         if x.op.kind == "source":
-            return bind(find("placeholder"), shape=x.shape, dtype=x.dtype, chunks=x.chunks, id=0, name=x.token)
+            which = LAID if x.op.name in LYING else MADE
+            return bind(find("placeholder"), shape=x.shape, dtype=x.dtype, chunks=x.chunks, id=which, name=x.token)
         return bind(find("dask"), array=Opaque(SimpleNamespace(shape=x.shape, dtype=x.dtype, chunks=x.chunks), x.token))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from taskgraph.chunks import numblocks, offsets
 from taskgraph.expr import Chunks, DType, Expr, digest, topological
+from taskgraph.machine import Machine
 from taskgraph.passes import Group, align, group, is_number, is_small
 from taskgraph.plan import SPAN, TAG, Plan, ProductPlan, TaskTag
 from taskgraph.product_tasks import Epilogue, Key, needed_by, product_layers
@@ -161,13 +163,35 @@ def _tag(done: _Layers, node: Expr) -> TaskTag:
 
 
 def near_tiles(plan: Plan) -> dict[Expr, Callable[[tuple[int, ...]], str | None]]:
-    """For every operand of a product, the worker whose tile needs a block; of several products, the first."""
+    """For every operand of a product, the worker whose tile needs a block; of several products, the first. For every
+    other result, its worker if it is made of nothing: each holds a share of it, in order, so that two that are cut alike
+    lie alike, and a product of them moves no more than it must."""
     found: dict[Expr, Callable[[tuple[int, ...]], str | None]] = {}
     for node, planned in plan.products.items():
         for side, x in enumerate(node.inputs):
             if x not in found and len(set(planned.slots)) > 1:
                 found[x] = needed_by(node, planned, side)
+    for root in plan.roots:
+        if root not in found and (worker := _in_order(root, plan.machine)):
+            found[root] = worker
     return found
+
+
+def _in_order(x: Expr, machine: Machine) -> Callable[[tuple[int, ...]], str | None] | None:
+    """The worker of a block where every thread has an equal share of them; None where there are fewer than workers."""
+    homes, blocks = machine.of_kind(machine.home), numblocks(x.chunks)
+    count = math.prod(blocks)
+    if len(homes) < 2 or count < len(homes):
+        return None
+    threads = [d.name for d in homes for _ in range(d.threads)]
+
+    def worker(index: tuple[int, ...]) -> str:
+        at = 0
+        for i, n in zip(index, blocks, strict=True):
+            at = at * n + i
+        return threads[at * len(threads) // count]
+
+    return worker
 
 
 def _made_near(done: _Layers, node: Expr) -> TaskTag | Callable[[Key], TaskTag]:

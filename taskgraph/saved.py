@@ -18,7 +18,7 @@ from typing import Any
 
 from taskgraph import execute, io
 from taskgraph.expr import Expr, Opaque, bind, pinned, substitute, topological
-from taskgraph.job import LYING
+from taskgraph.layout import LYING
 from taskgraph.ops import files
 from taskgraph.ops.create import SAVED, marked
 from taskgraph.ops.files import READ

@@ -73,8 +73,8 @@ def simulate(plan: Plan, where: Lying | None = None) -> Prediction:
     )
 
 
-def seconds_at_least(plan: Plan) -> float:
-    """Predicted seconds of a plan, where no CPU worker computes while it receives.
+def tried(plan: Plan) -> tuple[float, float]:
+    """Predicted seconds of a plan, where no CPU worker computes while it receives, and the bytes that it moves.
 
     Other than in `simulate`, which hides there what can be hidden: plans are compared by this, so that one that moves
     more bytes is not preferred for what a machine without cores to spare does not give.
@@ -82,7 +82,7 @@ def seconds_at_least(plan: Plan) -> float:
     run = _Run(jobs_of(plan))
     run.go()
     of_cpus = [w.busy_s / w.device.threads + w.received_s for w in run.workers if w.device.kind == "cpu"]
-    return max(run.now, *of_cpus, 0.0)
+    return max(run.now, *of_cpus, 0.0), float(run.bytes_moved)
 
 
 def critical_path(jobs: Jobs, seconds: Callable[[Job], float]) -> float:
@@ -238,7 +238,8 @@ class _Run:
         if job.stays:
             slot = self.staying(self.held_bytes(number), self.kinds)
             kind = self.kinds[slot]
-        self.queue.add(self.task(number, self.urgency(number), kind, slot, job.pinned, source=not job.needs))
+        pinned = job.pinned or job.stays
+        self.queue.add(self.task(number, self.urgency(number), kind, slot, pinned, source=not job.needs))
 
     def urgency(self, number: int) -> tuple[int, int]:
         """As the priorities of the tasks: parts of blocks first, which cost nothing."""

@@ -16,8 +16,8 @@ from process_cluster import ProcessCluster, runs, tagged
 
 from scheduler_plugins.facts import SchedulerFacts
 from scheduler_plugins.placement import ReadyQueue, ReadyTask, assign
-from scheduler_plugins.plugin import TilePlacement, report
-from scheduler_plugins.recall import NEAR_WEIGHT, Ahead, Free, Move, Recalls, Waiting, choose
+from scheduler_plugins.plugin import TICK_S, TilePlacement, report
+from scheduler_plugins.recall import PLANNED_WEIGHT, Ahead, Free, Move, Recalls, Waiting, choose
 from taskgraph.plan import TaskTag
 
 
@@ -58,7 +58,7 @@ class Simulation:
         scheduler = Thing(tasks=tasks, bandwidth=1e9, UNKNOWN_TASK_DURATION=0.5, aliases={})
         scheduler.running, scheduler.extensions = self.states, {"stealing": stealing}
         scheduler.workers = {state.address: state for state in self.states}
-        self.tags = {key: TaskTag(kind="cpu") for key in tasks}
+        self.tags = {key: TaskTag(kind="cpu", slot=slot) for key, slot in enumerate(names)}
         self.tasks, self.facts, self.queue = tasks, SchedulerFacts(scheduler), ReadyQueue()
         self.recalls = Recalls(scheduler, self.facts, clock=lambda: self.now)
         self.running: list[tuple[float, int, float, int]] = []  # end, worker, start, task
@@ -92,6 +92,9 @@ class Simulation:
             if not self.running:
                 assert not len(self.queue)
                 return self.now
+            if self.running[0][0] - self.now > TICK_S and not all(state.processing for state in self.states):
+                self.now += TICK_S
+                continue
             self.now, number, start, key = heapq.heappop(self.running)
             state = self.states[number]
             del state.processing[self.tasks[key]]
@@ -161,12 +164,13 @@ def test_a_worker_with_tiles_of_its_own_to_come_takes_none_of_others() -> None:
     """Nor the sources that others' tiles wait for; those of another product it may take."""
     waiting = Waiting()
     tile = TaskTag(kind="cpu", slot="cpu-0", product="matmul-1", tile=(0, 0, 0))
-    tags = [tile, TaskTag(**{**tile, "product": "matmul-2"}), TaskTag(kind="cpu", near="cpu-0")]
+    near, part, free = (TaskTag(kind="cpu", **more) for more in ({"near": "cpu-0"}, {"stays": True}, {}))
+    tags = [tile, TaskTag(**{**tile, "product": "matmul-2"}), near, part, free]
     own = TaskTag(kind="cpu", slot="cpu-1", product="matmul-1", tile=(0, 1, 0))
     waiting.add(own, 1)
-    assert [waiting.weight(tag, "cpu-1") for tag in tags] == [math.inf, 1.0, math.inf]
+    assert [waiting.weight(tag, "cpu-1") for tag in tags] == [math.inf, PLANNED_WEIGHT, math.inf, math.inf, 1.0]
     waiting.add(own, -1)
-    assert [waiting.weight(tag, "cpu-1") for tag in tags] == [1.0, 1.0, NEAR_WEIGHT]
+    assert [waiting.weight(tag, "cpu-1") for tag in tags] == [PLANNED_WEIGHT] * 3 + [math.inf, 1.0]
     assert not waiting.tiles, "what has come is forgotten"
 
 
