@@ -26,7 +26,7 @@ LONG_S = 10 * ROUND_TRIP_S
 #: How many times over a task's seconds count away from the worker where it was planned, with those in which operands
 #: come: a tile's, a sum's, those of a source whose tile is there. Chosen: what waits behind a task that has just begun
 #: waits for one and takes another one; if that is overdue by a quarter, as all are now and then where processes share
-#: cores, together two and a half. So it is taken from a worker that is slow itself, and stays where the plan has it where
+#: cores, together two and a half. So it is taken from a worker that is slow itself, and stays where it was planned if
 #: others are late, too (measured: up to 40% more bytes in three of four runs of a square product, none done sooner).
 PLANNED_WEIGHT = 2.5
 

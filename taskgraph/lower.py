@@ -164,8 +164,8 @@ def _tag(done: _Layers, node: Expr) -> TaskTag:
 
 def near_tiles(plan: Plan) -> dict[Expr, Callable[[tuple[int, ...]], str | None]]:
     """For every operand of a product, the worker whose tile needs a block; of several products, the first. For every
-    other result, its worker if it is made of nothing: each holds a share of it, in order, so that two that are cut alike
-    lie alike, and a product of them moves no more than it must."""
+    other result, its worker if it is made of nothing: each holds a share of it, in order, so that two that are cut
+    alike lie alike, and a product of them moves no more than it must."""
     found: dict[Expr, Callable[[tuple[int, ...]], str | None]] = {}
     for node, planned in plan.products.items():
         for side, x in enumerate(node.inputs):
