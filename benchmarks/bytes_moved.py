@@ -7,8 +7,8 @@ workers' own counters of what they sent. "made" operands are random numbers of t
 rows, one for each worker, before the count begins. The result stays where it is made.
 
 There are two bounds, with their sources in the code, both for the workers that the plan uses, at equal shares of the
-work. "any" is `taskgraph.bounds.communication_bound`: each owns an equal share of all three matrices, as is best. "made"
-operands, which nobody has to get, may move less; "rows" that are the wrong share must move more: 1:100 is cut
+work. "any" is `taskgraph.bounds.communication_bound`: each owns an equal share of all three matrices, as is best. Of
+"made" operands, which nobody has to get, less may move; of "rows" that are the wrong share more must: 1:100 is cut
 along k, of which a row of the left one has all. So of kept operands the greater one of that and "kept" counts,
 `taskgraph.owned.bound_of_kept`: the least for what each worker holds of them. (With rows of the left operand, m / p for
 each of p workers, and rows of the right one, every l of k costs at least the lesser of m / p and n for each worker that

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 LOOKAHEAD = 32
 #: How many of the workers that hold a block are asked for it: the first, and the last to get a copy (chosen alike).
 SENDERS = 8
+#: One of so many links is under way, at the most, when all that waits is looked at (chosen: with more, they will be).
+IDLE = 8
 
 
 @dataclass(eq=False, slots=True)
@@ -44,11 +46,13 @@ class Links:
         self.incoming: list[deque[Transfer]] = [deque() for _ in range(workers)]
         self.outgoing: list[deque[Transfer]] = [deque() for _ in range(workers)]
         self.waiting: dict[int, list[Transfer]] = {}
+        self.under_way = self.left = 0  # transfers; requests that wait for their turn
 
     def ask(self, t: Transfer) -> list[Transfer]:
         """A new request; gives it back where it begins now."""
         if self._begin(t):
             return [t]
+        self.left += 1
         self.incoming[t.to].append(t)
         self.waiting.setdefault(t.of, []).append(t)
         for w in self._holders(t.of):
@@ -58,9 +62,22 @@ class Links:
     def done(self, t: Transfer) -> list[Transfer]:
         """A transfer has ended; gives those that begin now."""
         self.sends[t.sender] = self.receives[t.to] = False
+        self.under_way -= 1
         begun = [self._next(self.incoming[t.to], lambda r: self._begin(r))]
         begun.append(self._next(self.outgoing[t.sender], lambda r: self._begin(r, t.sender)))
-        return [b for b in begun if b is not None]
+        found = [b for b in begun if b is not None]
+        self.left -= len(found)
+        if not found and self.left and IDLE * self.under_way <= len(self.sends):
+            return self._all_that_can()
+        return found
+
+    def _all_that_can(self) -> list[Transfer]:
+        """What begins now, whoever waits for it: a sender whose first requests went to others, or to receivers that
+        were busy, is told of no later one."""
+        found = [self._next(queue, self._begin) for queue in self.incoming if queue]
+        begun = [b for b in found if b is not None]
+        self.left -= len(begun)
+        return begun
 
     def copied(self, of: int, worker: int) -> list[Transfer]:
         """A worker has got a copy of a block: it may send it on; gives what begins now."""
@@ -71,6 +88,7 @@ class Links:
         if self.sends[worker]:
             return []
         begun = self._next(self.outgoing[worker], lambda r: self._begin(r, worker))
+        self.left -= begun is not None
         return [begun] if begun is not None else []
 
     def _begin(self, t: Transfer, sender: int | None = None) -> bool:
@@ -80,6 +98,7 @@ class Links:
             if not self.sends[w]:
                 t.sender = w
                 self.sends[w] = self.receives[t.to] = True
+                self.under_way += 1
                 return True
         return False
 

@@ -433,6 +433,25 @@ def test_sources_are_made_near_the_tiles_that_need_them() -> None:
     assert p.bytes_moved <= 1.2 * p.bytes_bound
 
 
+def test_sources_that_are_kept_lie_in_order() -> None:
+    """Each worker has its share, a thread as much as another; fewer blocks than workers go wherever there is room."""
+    m = machine(cpus=[(50.0, 1), (50.0, 1), (50.0, 2)])
+
+    def near(*blocks: int) -> list[str | None]:
+        x = tg.randn(8 * blocks[0], 8 * blocks[1], chunks=8)
+        return [tag.get("near") for tag in tags(lower(tg.execute.planned([x.expr], m))).values()]
+
+    assert near(4, 1) == near(2, 2) == ["cpu-0", "cpu-1", "cpu-2", "cpu-2"]
+    assert near(2, 1) == [None] * 2
+
+
+def test_on_trial_sources_are_near_their_tiles() -> None:
+    """As they will be: elsewhere, cutting k would seem to move more than it does, and lose to a plan that does."""
+    m = machine(cpus=[(96.0, 1)] * 16)
+    p = only(tg.execute.planned([(tg.randn(4096, 4096, seed=1) @ tg.randn(4096, 4096, seed=2)).expr], m))
+    assert p.bytes_moved <= 1.1 * p.bytes_bound
+
+
 def test_transposed_operands_cost_no_transpose() -> None:
     a, b = data(4096, 2048, chunks=1024), data(4096, 1024, chunks=1024)
     m = machine()

@@ -147,6 +147,20 @@ def test_with_equal_workers_nothing_moves() -> None:
     assert {name: len(keys) for name, keys in run.ran.items()} == dict.fromkeys(run.alive, 8)
 
 
+def test_nothing_planned_is_taken_on_a_guess() -> None:
+    """Not until one of its kind has ended is it known that a worker is late."""
+    run = Simulation(2, 2, 1.0, slow=1, at=0)
+    for key in (2, 3):  # w-1 has nothing to do
+        run.queue.discard(key)
+    run.decide()
+    run.now = 10.0
+    run.decide()
+    assert run.recalls.asked == 0
+    run.facts.observe(run.tasks[0].group, "w-1", [{"action": "compute", "start": 0.0, "stop": 1.0}])
+    run.decide()
+    assert run.recalls.asked == 1
+
+
 def test_which_task_is_taken_back() -> None:
     waiting = [Ahead("soon", "a", "cpu", 0.1, 1.0), Ahead("late", "b", "cpu", 3.0, 3.0), Ahead("gpu", "c", "gpu", 9, 9)]
     takes = lambda key, name: 1.0
