@@ -21,11 +21,14 @@ import taskgraph as tg
 from taskgraph.__main__ import main
 from taskgraph.chunks import overlaps
 from taskgraph.execute import planned
+from taskgraph.expr import with_inputs
 from taskgraph.holding import Holding
 from taskgraph.jobs import Jobs, jobs_of
+from taskgraph.layout import lying
 from taskgraph.lower import lower
 from taskgraph.simulate import _Run, seconds_of
 from taskgraph.timeline import WORKERS, to_html
+from taskgraph.trial import soonest
 from taskgraph.whatif import made_up, parse
 
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
@@ -476,3 +479,14 @@ def test_plan_for_a_running_cluster_and_what_info_writes(tmp_path: Path) -> None
         assert written.exit_code == 0, written.output
     m = tg.Machine.from_file(path)
     assert [(d.name, d.kind, d.emulated) for d in m.devices] == [("cpu-0", "cpu", False), ("gpu-0", "gpu", True)]
+
+
+def test_links_that_are_free_do_not_wait_for_ever():
+    """Rows on 64 workers: some senders' first requests were met by others, and nothing told them of the later ones."""
+    m = machine(cpus=((50.0, 1),) * 64, memory=2**31)
+    sizes = (51200, 512), (512, 512)
+    kept = tuple(lying(tg.exp(data(*size, chunks=(size[0] // 64, -1))).expr) for size in sizes)
+    product = with_inputs((data(*sizes[0]) @ data(*sizes[1])).expr, kept)
+    p = tg.simulate(tg.execute.plan_products([product], m, soonest))
+    assert p.makespan < 0.05
+    assert p.bytes_moved == pytest.approx(63 * 512 * 512 * 4)
