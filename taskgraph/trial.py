@@ -16,8 +16,8 @@ from taskgraph.simulate import tried
 #: Answers that are remembered (chosen: more products than a graph has).
 ANSWERS_KEPT = 1024
 
-#: Which of two is done first is not known where their seconds differ by less than this (chosen: half the error of most
-#: predictions; benchmarks.makespan finds them within 10% of real runs, all within 20%), while their bytes are exact.
+#: Which of two is done first is not known where their seconds differ by less than this, while their bytes are exact
+#: (chosen: predictions should be, and mostly are, within 20% of real runs; this is a quarter of that).
 AS_SOON = 1.05
 #: Of such, to move a share fewer bytes is worth so much of that share of the seconds (chosen: few bytes less make
 #: nothing slower; a fifth less, which is what lies between grids of two and of three axes, may take 4%).
