@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from taskgraph.chunks import offsets, refine
 from taskgraph.expr import Expr
+from taskgraph.problem import PIECE_BYTES, SHORTEST_PIECE, even
 
 #: The most pieces that all tasks of a product take of an operand (chosen: as many as it may have tasks; the scheduler
 #: keeps an edge for each). What needs more is cut and joined by tasks of its own.
@@ -73,6 +74,12 @@ class Gathered:
         of_k, of_outer = (slice(*p.part) if p.part else slice(None) for p in (k, outer))
         return (of_k, of_outer) if self.inner_first else (of_outer, of_k)
 
+    def is_strided(self, k: Piece, outer: Piece, matrices: int) -> bool:
+        """Whether a part of so many matrices is not in one piece in memory: a message to another worker then takes a
+        copy of it."""
+        first, last = (k, outer) if self.inner_first else (outer, k)
+        return last.part is not None or (first.part is not None and matrices > 1)
+
 
 def gathered(x: Expr, inner_first: bool) -> Gathered:
     """How an operand that is a `rechunk` is put together. inner_first: whether k is its last axis but one."""
@@ -118,6 +125,17 @@ def _joined(runs: Sequence[Piece], coarser: Sequence[int]) -> tuple[tuple[Piece,
             group.append(next(left))
         found.append(tuple(group))
     return tuple(found)
+
+
+def stretches(cut: Sequence[int], joined: Sequence[int]) -> tuple[int, ...]:
+    """A cut along k so fine that what a task joins takes little memory at a time. joined: for everything that is joined
+    of several pieces, its bytes for each of k.
+
+    >>> stretches((2048, 512), [65536]), stretches((2048, 512), [])
+    ((683, 683, 682, 512), (2048, 512))
+    """
+    most = max(PIECE_BYTES // max(1, *joined, 1), SHORTEST_PIECE)
+    return tuple([part for size in cut for part in even(size, max(1, -(-size // most)))]) if joined else tuple(cut)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -28,14 +28,19 @@ class Holding:
         self._add(nbytes)
 
     def at_rest(self, nbytes: int) -> None:
-        """Results that others wait for, or the user; here and below less than 0 when they go."""
+        """Results that others wait for, or the user, on a GPU also those that came from another one; here and below
+        less than 0 when they go."""
         self._rest += nbytes
         self._add(nbytes)
 
     def copied(self, nbytes: int) -> None:
-        """What came from elsewhere."""
-        self._copies += nbytes if self.is_kept(nbytes) else 0
+        """What came from elsewhere; to a GPU's host, from where its tasks take it."""
         self._add(nbytes)
+
+    def uploaded(self, nbytes: int) -> None:
+        """A copy of what lies in the host's memory, which stays on the device for later tasks."""
+        self._copies += nbytes
+        self._add(0)
 
     def at_work(self, nbytes: int) -> None:
         """What a task has for itself while it runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ class Links:
         begun = [b for b in found if b is not None]
         self.left -= len(begun)
         return begun
+
+    def waiting_for(self, sender: int) -> Iterator[Transfer]:
+        """The first requests that a worker could begin with, were it free."""
+        return (t for t in itertools.islice(self.outgoing[sender], LOOKAHEAD) if t.sender < 0)
 
     def copied(self, of: int, worker: int) -> list[Transfer]:
         """A worker has got a copy of a block: it may send it on; gives what begins now."""

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from taskgraph.chunks import numblocks
+from taskgraph.chunks import numblocks, refine
 from taskgraph.cost import COPY_BYTES_PER_S
 from taskgraph.expr import Expr
-from taskgraph.gathering import Gathered, Piece, gathered
+from taskgraph.gathering import Gathered, Piece, gathered, stretches
 from taskgraph.job import Index, Job, Jobs, between, blocks_of, broadcast, outside, work
 from taskgraph.passes import ELEMENTWISE_PER_S, Group
 from taskgraph.plan import ProductPlan
-from taskgraph.problem import PIECE_BYTES, reading_rate
+from taskgraph.problem import reading_rate
 from workers.kernels import SCRATCH_BYTES
 
 #: Beside a piece that a task reads, what it is read through (two cells of random numbers, say).
@@ -38,6 +38,12 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
     where: dict[Index, int] = {}
     finished = _finisher(jobs, g, node)
     heights, widths = node.chunks[-2], node.chunks[-1]
+
+    @functools.cache
+    def cut_of(panel: int, joined: tuple[int, ...]) -> tuple[int, ...]:
+        """The stretches of k whose products a task adds up."""
+        return stretches(refine(left.cut[runs_a[panel]], right.cut[runs_b[panel]]), joined)
+
     for tile, (*batch, i, j) in enumerate(itertools.product(*lead, range(rows), range(len(widths)))):
         first = tile * planned.panels
         if planned.mirrored and i > j:
@@ -51,26 +57,30 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
         of_batch = math.prod([c[n] for c, n in zip(node.chunks[:-2], batch, strict=True)])
         line_a = [left.line((*_lead(a, batch), i * strips + r)) for r in range(strips)]
         line_b = right.line((*_lead(b, batch), j))
+        joined_a = [left.joined((*_lead(a, batch), i * strips + r)) for r in range(strips)]
+        joined_b = right.joined((*_lead(b, batch), j))
         size = of_batch * planned.grid.m[i] * widths[j]
         chains, ends = planned.chains(tile), []
         for chain in chains:
             before: list[int] = []
             for panel in chain:
                 operands = [n for line in (*line_a, line_b) if line for n in line[panel]]
-                many = before or any(run[panel].stop - run[panel].start > 1 for run in (runs_a, runs_b))
                 read, piece = _read_by(node, planned, (*batch, i, j), runs_a[panel], runs_b[panel])
                 where_it_runs = _of_tile(planned, first + panel)
-                joined = (left.joined(i * strips, first + panel) + right.joined(j, first + panel)) * of_batch
+                is_gpu = where_it_runs["kind"] == "gpu"
+                cut = cut_of(panel, tuple([n for n in (*joined_a, joined_b) if n]))
+                copied = (sum(joined_a) + joined_b * strips) * planned.grid.k[panel]
                 job = Job(
                     jobs.label(node, (*batch, i, j), f" panel {panel}" if planned.panels > 1 else ""),
                     nbytes=size * item,
                     dtype=node.dtype,
                     needs=tuple([jobs.whole(n) for n in dict.fromkeys([*before, *operands])]),
                     flops=2.0 * size * planned.grid.k[panel],
-                    work=(read + joined / COPY_BYTES_PER_S) * ELEMENTWISE_PER_S,
-                    scratch=_scratch(planned, first + panel, size * item, bool(before)) * bool(many)
-                    + max(piece, min(int(joined), 2 * PIECE_BYTES)),
-                    pairs=runs_b[panel].stop - runs_b[panel].start if line_b else 1,
+                    work=(read + (0 if is_gpu else copied) / COPY_BYTES_PER_S) * ELEMENTWISE_PER_S,
+                    scratch=_scratch(is_gpu, size * item // strips) * (len(cut) > 1)
+                    + piece * (2 if is_gpu else 1)
+                    + (max(joined_a) + joined_b) * max(cut),
+                    pairs=len(cut),
                     **where_it_runs,
                 )
                 before = [jobs.add(job)]
@@ -85,8 +95,15 @@ def add_product(jobs: Jobs, g: Group, node: Expr, planned: ProductPlan) -> None:
             needs = tuple([(n, size_r * item) for _, n in ends])
             adding = float(size_r * (len(ends) - 1))
             label = jobs.label(node, at, " sum")
+            held = (len(ends).bit_length() - 2) * size_r * item  # sums of halves, as `tree_add` makes them
             made = Job(
-                label, nbytes=size_r * item, dtype=node.dtype, needs=needs, work=adding, **_of_part(planned, part)
+                label,
+                nbytes=size_r * item,
+                dtype=node.dtype,
+                needs=needs,
+                work=adding,
+                scratch=max(0, held),
+                **_of_part(planned, part),
             )
             where[at] = jobs.add(finished(made, at, size_r))
     jobs.numbers[g.result] = [where[index] for index, _ in blocks_of(node.chunks)]
@@ -111,9 +128,9 @@ def _finisher(jobs: Jobs, g: Group, product: Expr) -> Callable[[Job, Index, int]
     return finished
 
 
-def _scratch(planned: ProductPlan, part: int, nbytes: int, is_chained: bool) -> int:
-    """Bytes of the buffer in which a task makes what it adds to its result."""
-    return nbytes if is_chained or planned.kinds[part] == "gpu" else min(nbytes, SCRATCH_BYTES)
+def _scratch(is_gpu: bool, nbytes: int) -> int:
+    """Bytes of the buffer in which a task makes the products that it adds to its first."""
+    return nbytes if is_gpu else min(nbytes, SCRATCH_BYTES)
 
 
 def _read_by(node: Expr, planned: ProductPlan, at: Index, run_a: slice, run_b: slice) -> tuple[float, int]:
@@ -146,14 +163,15 @@ def _of_tile(planned: ProductPlan, part: int) -> dict[str, Any]:
 class _Side:
     """An operand as a product's jobs take it.
 
-    runs: for every panel, which of the stretches of k. line: for a block row of the left operand (block column of the
-    right one) the jobs, a list for each panel; None where the tasks read it. joined: bytes that a part's task copies to
-    join the pieces of which such a line is made.
+    cut: the stretches of k; runs: for every panel, which of them. line: for a block row of the left operand (block
+    column of the right one) the jobs, a list for each panel; None where the tasks read it. joined: bytes, for each of
+    k, that a task joins of the pieces of which such a line is made.
     """
 
+    cut: tuple[int, ...]
     runs: list[slice]
     line: Callable[[Index], list[list[int]] | None]
-    joined: Callable[[int, int], float]
+    joined: Callable[[Index], int]
 
 
 def _side(jobs: Jobs, planned: ProductPlan, side: int, x: Expr, inner_first: bool) -> _Side:
@@ -171,12 +189,15 @@ def _side(jobs: Jobs, planned: ProductPlan, side: int, x: Expr, inner_first: boo
         blocks = [jobs.block(x, (*lead, *((k, o) if inner_first else (o, k)))) for k in inner]
         return [blocks[run] for run in runs]
 
-    return _Side(runs, line, lambda outer, part: 0.0)
+    return _Side(x.chunks[k_axis], runs, line, lambda at: 0)
 
 
 def _gathered_side(jobs: Jobs, planned: ProductPlan, g: Gathered, x: Expr) -> _Side:
     runs, item = _runs(g.cut, planned.grid.k), x.dtype.itemsize
     parts = jobs.parts.setdefault((g.base, g.inner_first, x.chunks), {})
+
+    def of_lead(lead: Sequence[int]) -> int:
+        return math.prod([c[n] for c, n in zip(x.chunks[:-2], lead, strict=True)])
 
     def take(lead: Index, k: Piece, outer: Piece) -> int:
         index = (*lead, *g.index(k, outer))
@@ -185,11 +206,18 @@ def _gathered_side(jobs: Jobs, planned: ProductPlan, g: Gathered, x: Expr) -> _S
             return block
         key = (*index, *(k.part or ()), -1, *(outer.part or ()))
         if key not in parts:
-            of_lead = math.prod([c[n] for c, n in zip(x.chunks[:-2], lead, strict=True)])
-            whole, nbytes = jobs.whole(block), of_lead * k.size * outer.size * item
-            label = jobs.label(x, index, f" part {len(parts)}")
-            job = Job(label, jobs.items[block].kind, nbytes, x.dtype, (whole,), stays=True, is_view=True)
-            parts[key] = jobs.add(job)
+            parts[key] = jobs.add(
+                Job(
+                    jobs.label(x, index, f" part {len(parts)}"),
+                    jobs.items[block].kind,
+                    of_lead(lead) * k.size * outer.size * item,
+                    x.dtype,
+                    (jobs.whole(block),),
+                    stays=True,
+                    is_view=True,
+                    is_strided=g.is_strided(k, outer, of_lead(lead)),
+                )
+            )
         return parts[key]
 
     @functools.cache
@@ -197,14 +225,11 @@ def _gathered_side(jobs: Jobs, planned: ProductPlan, g: Gathered, x: Expr) -> _S
         *lead, o = at
         return [[take(tuple(lead), k, piece) for k in g.k[run] for piece in g.outer[o]] for run in runs]
 
-    def joined(outer: int, part: int) -> float:
-        """(A GPU joins in its own memory, in no time.)"""
-        if len(g.outer[outer]) == 1 or planned.kinds[part] == "gpu":
-            return 0.0
-        panel = planned.grid.k[part % planned.panels]
-        return float(planned.strips if not g.inner_first else 1) * sum(p.size for p in g.outer[outer]) * panel * item
+    def joined(at: Index) -> int:
+        *lead, o = at
+        return of_lead(lead) * sum(p.size for p in g.outer[o]) * item if len(g.outer[o]) > 1 else 0
 
-    return _Side(runs, line, joined)
+    return _Side(g.cut, runs, line, joined)
 
 
 def _runs(cut: Sequence[int], panels: Sequence[int]) -> list[slice]:

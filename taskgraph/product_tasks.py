@@ -14,9 +14,8 @@ from dask._task_spec import Task, TaskRef
 
 from taskgraph.chunks import numblocks, offsets, refine
 from taskgraph.expr import Expr, digest
-from taskgraph.gathering import Gathered, gathered
+from taskgraph.gathering import Gathered, gathered, stretches
 from taskgraph.plan import ProductPlan, TaskTag
-from taskgraph.problem import PIECE_BYTES, SHORTEST_PIECE, even
 from taskgraph.program import made
 from workers.device_tile import part_of, run
 from workers.kernels import Deferred, Joined, add_onto, epilogue, gemm_panel, streams, tree_add, turned
@@ -339,8 +338,7 @@ def _short(cut: tuple[int, ...], lines: Sequence[tuple[Sequence[Any], int]]) -> 
         for x in line[:1]
         if isinstance(x, Joined)
     ]
-    most = max(PIECE_BYTES // max(1, *each, 1), SHORTEST_PIECE)
-    return tuple([part for size in cut for part in even(size, max(1, -(-size // most)))])
+    return stretches(cut, each)
 
 
 def _views(tiles: Any, sizes: tuple[int, ...], finer: tuple[int, ...], *, along_rows: bool) -> list[Any]:

@@ -42,6 +42,10 @@ from taskgraph.upward import resolve
 GPU_ELEMENTWISE_PER_S = 8e10
 
 
+#: What goes in one message between workers, unless one block is more (Dask's own limit).
+MESSAGE_BYTES = 50 * 10**6
+
+
 def simulate(plan: Plan, where: Lying | None = None) -> Prediction:
     """Predict what a run of the plan does: when each job runs where, what moves, how much memory it takes.
 
@@ -129,6 +133,7 @@ class _Worker:
         self.ready: list[tuple[tuple[int, int], int]] = []  # (priority, job): everything is here, waits for a thread
         self.waited_for: dict[int, list[int]] = {}  # blocks on their way -> jobs that wait for them
         self.has: set[int] = set()  # blocks that are where its jobs can take them
+        self.uploaded: set[int] = set()  # of these, what a GPU keeps a copy of
         self.done, self.busy_s = 0, 0.0
         self.memory = Holding(device)
         self.slowest = 0.0  # the longest of the jobs bound
@@ -165,6 +170,7 @@ class _Run:
         self.links = Links(len(self.workers), self.holders)
         self.works: dict[int, int] = {}  # bytes that running jobs have for themselves
         self.views: set[int] = set()  # results that are parts of others on the same worker
+        self.packed: dict[int, int] = {}  # bytes that senders have for the message that is on its way
         self.on_host: set[int] = set()  # results of GPUs that came down to their hosts
         self.to_come: dict[int, int] = {}  # bound jobs -> blocks that have not arrived
         self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -298,7 +304,7 @@ class _Run:
         while w.ready and w.free_threads:
             _, number = heapq.heappop(w.ready)
             thread, job = heapq.heappop(w.free_threads), self.jobs[number]
-            self.works[number] = 0 if self._is_view(number, w) else job.nbytes + job.scratch + self._in_flight(job, w)
+            self.works[number] = 0 if self._is_view(number, w) else job.nbytes + job.scratch + self._upload(job, w)
             w.memory.at_work(self.works[number])
             self.changed[w] = None
             end = self.now + w.bound[number]
@@ -319,7 +325,7 @@ class _Run:
         self.in_flight -= 1
         for need, nbytes in job.needs:
             if nbytes != self.jobs[need].nbytes and self.machine.is_cluster and need not in w.has:
-                w.memory.copied(-nbytes)  # a part, which was fetched for this job alone
+                self._came(need, w, -nbytes)  # a part, which was fetched for this job alone
             if not self._is_view(number, w):
                 self._used(need)
         self._made(number, w)
@@ -339,11 +345,14 @@ class _Run:
             if at or not stays:
                 w = self.workers[holder]
                 if at:
-                    w.memory.copied(-job.nbytes)
+                    self._came(number, w, -job.nbytes)
                 elif number in self.views:
                     self._used(job.needs[0][0])
                 else:
                     w.memory.at_rest(-job.nbytes)
+                if number in w.uploaded:
+                    w.uploaded.remove(number)
+                    w.memory.uploaded(-job.nbytes)
                 self.changed[w] = None
                 w.has.discard(number)
         self.holders[number][int(stays) :] = []
@@ -355,12 +364,32 @@ class _Run:
             self.views.add(number)
         return number in self.views
 
-    def _in_flight(self, job: Job, w: _Worker) -> int:
-        """Bytes of operands that a device has while a job runs, and does not keep."""
+    def _upload(self, job: Job, w: _Worker) -> int:
+        """Operands go up to a device; gives the bytes of those that it does not keep, of as many as are there at once
+        while the job runs."""
         if w.device.kind == "cpu":
             return 0
-        passing = sum(n for need, n in job.needs if self.made_by[need] is not w and not w.memory.is_kept(n))
+        passing = 0
+        for need, nbytes in job.needs:
+            if self._is_on_device(need) or need in w.uploaded:
+                continue
+            if nbytes == self.jobs[need].nbytes and w.memory.is_kept(nbytes):
+                w.uploaded.add(need)
+                w.memory.uploaded(nbytes)
+            else:
+                passing += nbytes
         return passing * min(2, job.pairs) // job.pairs if job.pairs else passing
+
+    def _is_on_device(self, need: int) -> bool:
+        """Whether a result lies on GPUs: on the one that made it, and on those that got it."""
+        return self.made_by[need].device.kind == "gpu" and self.jobs[need].home is None
+
+    def _came(self, need: int, w: _Worker, nbytes: int) -> None:
+        """A copy of a result on another worker than where it was made; less than 0 when it goes."""
+        if w.device.kind == "gpu" and self._is_on_device(need):
+            w.memory.at_rest(nbytes)
+        else:
+            w.memory.copied(nbytes)
 
     # moving
 
@@ -384,19 +413,37 @@ class _Run:
             seconds = t.nbytes / self.machine.link_bytes_per_s
             sender.sent_s += seconds
             to.received_s += seconds
-            to.memory.copied(t.nbytes)
-            self.changed[to] = None
+            self._came(t.of, to, t.nbytes)
+            sender.memory.at_work(self._pack(t))
+            self.changed[to] = self.changed[sender] = None
             self.bytes_moved += t.nbytes
             self._moved(to, t.of, f"from {sender.device.name}", start, start + seconds)
             self._at(start + seconds, self._sent, t)
 
     def _sent(self, t: Transfer) -> None:
+        sender = self.workers[t.sender]
+        sender.memory.at_work(-self.packed.pop(t.sender))
+        self.changed[sender] = None
         self._send(self.links.done(t))
         if t.job is None:
             self.holders[t.of].append(t.to)
         self._received(t)
         if t.job is None:
             self._send(self.links.copied(t.of, t.to))
+
+    def _pack(self, t: Transfer) -> int:
+        """Bytes of the copies that a worker has for messages: of what is not in one piece, in one message for each
+        worker that waits for some of it."""
+        found = 0
+        is_view = t.of in self.views and self.made_by[t.of].number == t.sender
+        if is_view and self.jobs[t.of].is_strided and self.workers[t.sender].device.kind == "cpu":
+            room = dict.fromkeys(range(len(self.workers)), MESSAGE_BYTES)
+            for other in (t, *self.links.waiting_for(t.sender)):
+                if other is t or (self.jobs[other.of].is_strided and other.nbytes <= room[other.to]):
+                    found += other.nbytes
+                    room[other.to] -= other.nbytes
+        self.packed[t.sender] = found
+        return found
 
     def _received(self, t: Transfer) -> None:
         """A block is in a worker's host memory; on a GPU worker it goes up."""

@@ -121,11 +121,15 @@ def tree_add(xp: Any, parts: Sequence[Any]) -> Any:
     """
     if not parts:
         raise ValueError("tree_add: no parts to add")
-    level = [(part, False) for part in parts]
-    while len(level) > 1:
-        paired = [_add_pair(xp, *level[i], *level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        level = paired + level[len(level) - len(level) % 2 :]
-    return level[0][0]
+    return _sum_of(xp, parts)[0]
+
+
+def _sum_of(xp: Any, parts: Sequence[Any]) -> tuple[Any, bool]:
+    """The sum, and whether it is ours; one half after the other, so that of 2^d parts no more than d sums are held."""
+    if len(parts) == 1:
+        return parts[0], False
+    half = 1 << (len(parts) - 1).bit_length() - 1  # pairs, and pairs of pairs: what is left over comes last
+    return _add_pair(xp, *_sum_of(xp, parts[:half]), *_sum_of(xp, parts[half:]))
 
 
 def turned(xp: Any, tile: Any) -> Any:
