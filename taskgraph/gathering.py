@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +99,29 @@ def can_be_gathered(x: Expr, inner_first: bool, users: int) -> bool:
     for sizes in x.chunks[:-2]:
         lead *= len(sizes)
     return lead * users * len(found.k) * sum(map(len, found.outer)) <= MOST_PIECES
+
+
+def lies_within(x: Expr) -> bool:
+    """Whether every block of a `rechunk` is a part of one block, or all of one."""
+    return (
+        x.op.name == "rechunk"
+        and 0 not in x.shape
+        and all(
+            {*itertools.accumulate(old)} <= {*itertools.accumulate(new)}
+            for old, new in zip(x.inputs[0].chunks, x.chunks, strict=True)
+        )
+    )
+
+
+def parts_of(x: Expr) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[slice, ...], bool]]:
+    """For every block of such a `rechunk`, row-major: its index, the block that it is a part of, which part, and
+    whether that is not in one piece in memory (`Gathered.is_strided`)."""
+    runs = [_runs(old, new) for old, new in zip(x.inputs[0].chunks, x.chunks, strict=True)]
+    for index in itertools.product(*[range(len(r)) for r in runs]):
+        pieces = [r[i] for r, i in zip(runs, index, strict=True)]
+        slices = tuple([slice(*p.part) if p.part else slice(None) for p in pieces])
+        is_strided = any(p.part and math.prod([q.size for q in pieces[:at]]) > 1 for at, p in enumerate(pieces))
+        yield index, tuple([p.block for p in pieces]), slices, is_strided
 
 
 def _runs(blocks: Sequence[int], finer: Sequence[int]) -> tuple[Piece, ...]:

@@ -56,6 +56,7 @@ class Jobs:
     plan: Plan
     where: Lying = field(default_factory=dict)
     near: dict[Expr, Callable[[Index], str | None]] = field(default_factory=dict)  # of operands' blocks
+    in_place: set[Expr] = field(default_factory=set)  # `rechunk`s that take parts of blocks where these lie
     items: list[Job] = field(default_factory=list)
     results: list[int] = field(default_factory=list)
     first: dict[Expr, int] = field(default_factory=dict)

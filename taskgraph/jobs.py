@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable, Iterator
 from taskgraph.chunks import numblocks, overlaps
 from taskgraph.cost import COPY_BYTES_PER_S
 from taskgraph.expr import Expr, topological
+from taskgraph.gathering import parts_of
 from taskgraph.job import Index, Job, Jobs, Need, between, blocks_of, broadcast, lies, outside, work
 from taskgraph.lower import near_tiles
 from taskgraph.lying import Lying
-from taskgraph.passes import ELEMENTWISE_PER_S, Group, align, group, is_small
+from taskgraph.passes import ELEMENTWISE_PER_S, Group, align, cut_in_place, group, is_small
 from taskgraph.plan import Plan
 from taskgraph.product_jobs import add_product
 
@@ -40,7 +41,7 @@ def jobs_of(plan: Plan, where: Lying | None = None) -> Jobs:
     ['matmul[0,0]', 'matmul[1,0]']
     """
     plan = align(plan)
-    jobs = Jobs(plan, where or {}, near_tiles(plan))
+    jobs = Jobs(plan, where or {}, near_tiles(plan), cut_in_place(plan))
     groups = group(plan)
     if is_small(plan, groups):
         _one_job(jobs)
@@ -90,6 +91,8 @@ def _add_group(jobs: Jobs, g: Group) -> None:
         return
     if g.product is not None:
         add_product(jobs, g, g.product, jobs.plan.products[g.product])
+    elif node in jobs.in_place:
+        _add_parts(jobs, node)
     elif node.op.kind == "array":
         _add_array(jobs, node)
     else:
@@ -115,6 +118,18 @@ def _add_blocks(jobs: Jobs, g: Group) -> None:
             at = near(index)
         jobs.add(Job(label, kind, nbytes, node.dtype, needs, at, pinned, work=operations, scratch=scratch))
     jobs.first[node] = start
+
+
+def _add_parts(jobs: Jobs, node: Expr) -> None:
+    """Parts of blocks where these lie: a job a block, which takes no time and no memory."""
+    (base,) = node.inputs
+    made = []
+    for (_, size), (index, block, _, is_strided) in zip(blocks_of(node.chunks), parts_of(node), strict=True):
+        label, whole = jobs.label(node, index), jobs.block(base, block)
+        kind, nbytes, needs = jobs.items[whole].kind, size * node.dtype.itemsize, (jobs.whole(whole),)
+        made.append(Job(label, kind, nbytes, node.dtype, needs, stays=True, is_view=True, is_strided=is_strided))
+    jobs.first[node] = len(jobs.items)
+    jobs.items += made
 
 
 def _add_array(jobs: Jobs, node: Expr) -> None:

@@ -28,12 +28,13 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from taskgraph.chunks import numblocks, offsets
 from taskgraph.expr import Chunks, DType, Expr, digest, topological
+from taskgraph.gathering import parts_of
 from taskgraph.machine import Machine
-from taskgraph.passes import Group, align, group, is_number, is_small
+from taskgraph.passes import Group, align, cut_in_place, group, is_number, is_small
 from taskgraph.plan import SPAN, TAG, Plan, ProductPlan, TaskTag
 from taskgraph.product_tasks import Epilogue, Key, needed_by, product_layers
 from taskgraph.program import compile_nodes, number
-from workers.device_tile import run, to_host
+from workers.device_tile import part_of, run, to_host
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class _Layers:
     dependencies: dict[str, set[str]] = field(default_factory=dict)
     names: dict[Expr, str] = field(default_factory=dict)
     near: dict[Expr, Callable[[tuple[int, ...]], str | None]] = field(default_factory=dict)
+    in_place: set[Expr] = field(default_factory=set)
 
     def add(
         self,
@@ -120,7 +122,7 @@ def lower(plan: Plan, keep: Sequence[bool] = ()) -> Lowered:
     """
     plan = align(plan)
     groups = group(plan)
-    done = _Layers(plan, near=near_tiles(plan))
+    done = _Layers(plan, near=near_tiles(plan), in_place=cut_in_place(plan))
     # Dask's peer-to-peer rechunking places its outputs itself; as plain tasks they are placed like all others.
     with dask.config.set({"array.rechunk.method": "tasks"}):
         if is_small(plan, groups):
@@ -143,6 +145,8 @@ def _lower_group(done: _Layers, g: Group) -> None:
         _lower_product(done, g, g.product, done.plan.products[g.product])
     elif node.op.name == "part":
         _lower_part(done, node)
+    elif node in done.in_place:
+        _lower_in_place(done, node)
     elif node.op.kind == "array":
         _lower_onto_dask(done, node)
     elif len(g.nodes) == 1 and node.op.name == "constant":
@@ -255,6 +259,17 @@ def _needs(done: _Layers, arguments: list[Expr | Chunks]) -> set[str]:
 def _broadcast_index(x: Expr, index: tuple[int, ...]) -> tuple[int, ...]:
     own = index[len(index) - x.ndim :]
     return tuple([i if len(c) > 1 else 0 for i, c in zip(own, x.chunks, strict=True)])
+
+
+def _lower_in_place(done: _Layers, node: Expr) -> None:
+    """Parts of blocks, each taken where its block lies."""
+    (base,) = node.inputs
+    name, tag = done.name(node, done.names[base]), TaskTag(kind=done.plan.machine.home, stays=True)
+    tasks = {
+        (name, *index): Task((name, *index), part_of, done.ref(base, block), part)
+        for index, block, part, _ in parts_of(node)
+    }
+    done.add(name, tasks, {done.names[base]}, tag, is_urgent=True)
 
 
 def _lower_constant(done: _Layers, node: Expr) -> None:

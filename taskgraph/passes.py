@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from taskgraph.chunks import aligned, broadcast, is_single
 from taskgraph.expr import Expr, bind, consumers, labelled, pinned, rewrite, topological, with_inputs
+from taskgraph.gathering import lies_within
 from taskgraph.layout import relayout
 from taskgraph.plan import Plan, ProductPlan
 
@@ -224,6 +225,21 @@ def _fits(node: Expr, head: Expr, plan: Plan) -> bool:
         and plan.kind_of(node) == plan.kind_of(head)
         and (node.device is None or ":" not in node.device or node.device == head.device)
     )
+
+
+def cut_in_place(plan: Plan) -> set[Expr]:
+    """The `rechunk`s whose blocks are parts of others, taken where these lie, as views: only tasks of ours take them,
+    and soon. (A part that is kept would keep all of its block.)"""
+    order = topological(plan.roots)
+    users, roots = consumers(order), set(plan.roots)
+    return {
+        x
+        for x in order
+        if lies_within(x)
+        and x not in roots
+        and x.device == x.inputs[0].device
+        and all(u.op.kind in ("elementwise", "product") for u in users[x])
+    }
 
 
 # -- epilogues ---------------------------------------------------------------------------------------------------------
