@@ -27,8 +27,8 @@ class Job:
     kind: the device class that it may run on; slot, pinned, stays: as in the tag; product: of a tile, the name of its
     product. needs: the results that it takes, each once. flops: operations of a product, at the device's rate for that
     dtype; work: other operations, an element each. nbytes: of the result; scratch: bytes held only while it runs.
-    is_view: the result is a part of what it takes, not a copy of it; is_strided: one that is not in one piece. pairs: operands come to a device in so many pairs,
-    of which it has two at a time; 0: all at once.
+    is_view: the result is a part of what it takes, not a copy of it; is_strided: one that is not in one piece. pairs:
+    operands come to a device in so many pairs, of which it has two at a time; 0: all at once.
     """
 
     label: str

@@ -22,13 +22,12 @@ from __future__ import annotations
 
 import functools
 import heapq
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
+from taskgraph.dealing import depth_first, relocated
 from taskgraph.expr import DType
-from taskgraph.holding import Holding
+from taskgraph.holding import Holding, Messages
 from taskgraph.jobs import Job, Jobs, jobs_of
 from taskgraph.links import Links, Transfer
 from taskgraph.lying import Lying
@@ -40,10 +39,6 @@ from taskgraph.upward import resolve
 
 #: Elements per second of elementwise work on a GPU (chosen: three passes of 4 bytes over memory of 1 TB/s).
 GPU_ELEMENTWISE_PER_S = 8e10
-
-
-#: What goes in one message between workers, unless one block is more (Dask's own limit).
-MESSAGE_BYTES = 50 * 10**6
 
 
 def simulate(plan: Plan, where: Lying | None = None) -> Prediction:
@@ -136,6 +131,7 @@ class _Worker:
         self.uploaded: set[int] = set()  # of these, what a GPU keeps a copy of
         self.done, self.busy_s = 0, 0.0
         self.memory = Holding(device)
+        self.messages = Messages(self.memory)
         self.slowest = 0.0  # the longest of the jobs bound
         self.host_link_from = 0.0  # free from then on
         self.sent_s = self.received_s = self.host_s = 0.0
@@ -170,7 +166,6 @@ class _Run:
         self.links = Links(len(self.workers), self.holders)
         self.works: dict[int, int] = {}  # bytes that running jobs have for themselves
         self.views: set[int] = set()  # results that are parts of others on the same worker
-        self.packed: dict[int, int] = {}  # bytes that senders have for the message that is on its way
         self.on_host: set[int] = set()  # results of GPUs that came down to their hosts
         self.to_come: dict[int, int] = {}  # bound jobs -> blocks that have not arrived
         self.events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -352,7 +347,7 @@ class _Run:
                     w.memory.at_rest(-job.nbytes)
                 if number in w.uploaded:
                     w.uploaded.remove(number)
-                    w.memory.uploaded(-job.nbytes)
+                    w.memory.forgotten(job.nbytes, self.now)
                 self.changed[w] = None
                 w.has.discard(number)
         self.holders[number][int(stays) :] = []
@@ -369,6 +364,7 @@ class _Run:
         while the job runs."""
         if w.device.kind == "cpu":
             return 0
+        w.memory.settle(self.now)
         passing = 0
         for need, nbytes in job.needs:
             if self._is_on_device(need) or need in w.uploaded:
@@ -404,7 +400,10 @@ class _Run:
         if self.made_by[need] is w:  # on the host of a GPU
             self._received(t)
         else:
-            self._send(self.links.ask(t))
+            begun = self.links.ask(t)
+            if not begun and (copied := self._copied_for(t)):
+                self.made_by[need].messages.more(self.now, w.number, copied)
+            self._send(begun)
 
     def _send(self, begun: Sequence[Transfer]) -> None:
         for t in begun:
@@ -414,7 +413,9 @@ class _Run:
             sender.sent_s += seconds
             to.received_s += seconds
             self._came(t.of, to, t.nbytes)
-            sender.memory.at_work(self._pack(t))
+            if copied := self._copied_for(t):
+                waiting = [(other.to, self._copied_for(other)) for other in self.links.waiting_for(t.sender)]
+                sender.messages.begin(self.now, [(t.to, copied), *waiting])
             self.changed[to] = self.changed[sender] = None
             self.bytes_moved += t.nbytes
             self._moved(to, t.of, f"from {sender.device.name}", start, start + seconds)
@@ -422,7 +423,7 @@ class _Run:
 
     def _sent(self, t: Transfer) -> None:
         sender = self.workers[t.sender]
-        sender.memory.at_work(-self.packed.pop(t.sender))
+        sender.messages.end()
         self.changed[sender] = None
         self._send(self.links.done(t))
         if t.job is None:
@@ -431,19 +432,11 @@ class _Run:
         if t.job is None:
             self._send(self.links.copied(t.of, t.to))
 
-    def _pack(self, t: Transfer) -> int:
-        """Bytes of the copies that a worker has for messages: of what is not in one piece, in one message for each
-        worker that waits for some of it."""
-        found = 0
-        is_view = t.of in self.views and self.made_by[t.of].number == t.sender
-        if is_view and self.jobs[t.of].is_strided and self.workers[t.sender].device.kind == "cpu":
-            room = dict.fromkeys(range(len(self.workers)), MESSAGE_BYTES)
-            for other in (t, *self.links.waiting_for(t.sender)):
-                if other is t or (self.jobs[other.of].is_strided and other.nbytes <= room[other.to]):
-                    found += other.nbytes
-                    room[other.to] -= other.nbytes
-        self.packed[t.sender] = found
-        return found
+    def _copied_for(self, t: Transfer) -> int:
+        """Bytes of the copy that a message takes of a block: none of one that is in one piece."""
+        maker = self.made_by[t.of]
+        is_view = t.of in self.views and self.jobs[t.of].is_strided and maker.device.kind == "cpu"
+        return t.nbytes if is_view and t.sender in (-1, maker.number) else 0
 
     def _received(self, t: Transfer) -> None:
         """A block is in a worker's host memory; on a GPU worker it goes up."""
@@ -478,64 +471,3 @@ class _Run:
     def _moved(self, w: _Worker, need: int, way: str, start: float, stop: float) -> None:
         label = f"{self.jobs[need].label} {way}"
         self.timeline.append(Row(w.device.name, w.device.threads, label, "transfer", start, stop))
-
-
-def relocated(jobs: list[Job]) -> list[Job]:
-    """The jobs with like slots exchanged, as the plugin does, so that tiles run where their operands lie."""
-    loads: dict[str, Counter[tuple[str, str]]] = {}
-    users, tiles = [0] * len(jobs), []
-    for number, job in enumerate(jobs):
-        for need, _ in job.needs:
-            users[need] += 1
-        if job.product and job.slot is not None:
-            loads.setdefault(job.slot, Counter())[job.slot if job.pinned else "", job.product] += 1
-            tiles.append(number)
-    if len(loads) < 2:
-        return jobs
-    held: dict[str, dict[str, float]] = {slot: {} for slot in loads}
-    seen: set[tuple[str, int]] = set()
-    for number in tiles:
-        slot = jobs[number].slot or ""
-        for need, _ in jobs[number].needs:
-            if (slot, need) not in seen:
-                seen.add((slot, need))
-                for home, nbytes in _holders(jobs, need, users).items():
-                    held[slot][home] = held[slot].get(home, 0.0) + nbytes
-    places = resolve("exchange")({slot: frozenset(load.items()) for slot, load in loads.items()}, held)
-    return [
-        replace(job, slot=places[job.slot])
-        if job.slot in places and not job.pinned and places[job.slot] != job.slot
-        else job
-        for job in jobs
-    ]
-
-
-def _holders(jobs: Sequence[Job], number: int, users: Sequence[int]) -> dict[str, float]:
-    """Bytes of a block on the workers where it lies; of a part of one, its share of that."""
-    job = jobs[number]
-    if job.home is not None:
-        return {job.home: float(job.nbytes)}
-    if not job.stays:
-        return {}
-    ((block, nbytes),) = job.needs
-    return {jobs[block].home or "": nbytes / users[block]} if jobs[block].home else {}
-
-
-def depth_first(jobs: Jobs) -> list[int]:
-    """The place of every job in a depth-first walk from the results: small goes first."""
-    order = [-1] * len(jobs.items)
-    count = 0
-    stack = jobs.results[::-1]
-    while stack:
-        number = stack[-1]
-        if order[number] >= 0:
-            stack.pop()
-            continue
-        missing = [n for n, _ in jobs.items[number].needs if order[n] < 0]
-        if missing:
-            stack.extend(reversed(missing))
-        else:
-            order[number] = count
-            count += 1
-            stack.pop()
-    return order

@@ -10,13 +10,14 @@ import pytest
 from planning import data, machine, tags
 
 import taskgraph as tg
+from taskgraph.dealing import relocated
 from taskgraph.execute import persisted
 from taskgraph.holding import Holding
 from taskgraph.jobs import jobs_of
 from taskgraph.lower import Output, lower
 from taskgraph.passes import group
 from taskgraph.program import compile_nodes
-from taskgraph.simulate import relocated, simulate
+from taskgraph.simulate import simulate
 from taskgraph.tensor import Tensor
 
 MIB = 2**20
