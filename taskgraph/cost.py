@@ -116,7 +116,7 @@ def _sums(places: Ints, weights: Floats, length: int) -> Floats:
 
 
 class Evaluation:
-    """One cut on some slots; `choice` is what it costs, `peaks` what every worker then holds."""
+    """One cut on some slots; `choice` is what it costs."""
 
     def __init__(self, p: Problem, cut: Cut, slots: Slots, setting: Setting) -> None:
         self.p, self.cut, self.slots, self.setting = p, cut, slots, setting
@@ -178,7 +178,7 @@ class Evaluation:
         return np.minimum(sizes / self.cut.layers, np.maximum(shortest, self.p.piece_bytes))
 
     @property
-    def _scratch(self) -> Floats:
+    def scratch(self) -> Floats:
         """Bytes of the buffer through which a task adds up products of parts of k."""
         on_cpu = self.on_cpu[self.cut.owner].reshape(self.shape).all(axis=(0, 3))
         return np.where(on_cpu, np.minimum(self.tile, SCRATCH_BYTES), self.tile)
@@ -210,7 +210,7 @@ class Evaluation:
         by which they still exceed it."""
         layers = self.cut.layers
         operands, result = self.held / layers, self.tile
-        buffers, room = self.piece + self._scratch, self._least_room()
+        buffers, room = self.piece + self.scratch, self._least_room()
         # who takes the result needs room for it, too
         alone = result + np.maximum(buffers, result * (COPIES_OF_WRITING if self.piece.any() else 1))
         if bool(np.all(operands + alone <= room)):
@@ -233,23 +233,6 @@ class Evaluation:
         np.maximum.at(found, self.worker, each)
         threads: Floats = found * np.asarray([u.threads for u in self.slots.units])
         return threads
-
-    def peaks(self, choice: Choice) -> dict[str, int]:
-        """Bytes that every worker in use holds at the most: the operands that it needs, its tiles, and on every thread
-        the buffers of one in the making. What does not fit goes to its disk, or from a GPU to its host, so that it is
-        never more than the memory that it has."""
-        layers, units = self.cut.layers, self.slots.units
-        # what was added up so far, the product of one of several blocks of k, and the pieces that are read for it
-        several = len(self.p.k_blocks) > layers * choice.chain or bool(self.piece.any())
-        each = (choice.chain > 1) * self.tile + several * self._scratch + self.piece
-        in_work = np.zeros(len(units))
-        np.maximum.at(in_work, self.worker, np.broadcast_to(each[None, :, :, None], self.shape).ravel())
-        results = np.bincount(self.worker, self.each_tile, len(units)) * (1 + (layers > 1) / layers)
-        held = self.operands_a[0] + self.operands_b[0] + results
-        return {
-            units[w].name: int(min(held[w] + in_work[w] * units[w].threads, units[w].memory))
-            for w in np.flatnonzero(np.bincount(self.worker))
-        }
 
     # -- seconds
 

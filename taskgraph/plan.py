@@ -28,6 +28,7 @@ from taskgraph.expr import DType, Expr, consumers, describe, rewrite, topologica
 from taskgraph.gram import gram_flops, is_gram, triangle
 from taskgraph.layout import cut_operands, gathering, lying
 from taskgraph.machine import Device, Machine
+from taskgraph.peaks import peaks, with_epilogue
 from taskgraph.problem import Problem, panel_sizes, piece_sizes, problem_of
 from taskgraph.reading import best_reading
 from taskgraph.slots import Setting, setting_of, slots_of, unit_of
@@ -292,7 +293,7 @@ def plan(roots: Sequence[Expr], machine: Machine, judge: Judge | None = None) ->
         often = [len(users[i]) > 1 for i in node.inputs]
         a_at, b_at = (_lies_at(i, products, machine) for i in inputs)
         new, products_plan = _cut(new, choose(new, machine, a_at, b_at, often, judge), often)
-        products[new] = products_plan
+        products[new] = replace(products_plan, peak_bytes=with_epilogue(products_plan, node, users, machine.devices))
         return new
 
     return Plan(rewrite(roots, rule), products, machine)
@@ -425,7 +426,7 @@ def _decided(node: Expr, p: Problem, c: Choice, machine: Machine, *, free: bool,
         area_seconds=area_bound(p.flops, _rates(node.device, machine, p.dtype)),
         bytes_moved=c.bytes_moved,
         bytes_bound=_bytes_bound(node, p, c) if machine.is_cluster else 0.0,
-        peak_bytes=Evaluation(p, c.cut, c.slots, setting).peaks(c),
+        peak_bytes=peaks(Evaluation(p, c.cut, c.slots, setting), c, node.inputs[0] is node.inputs[1]),
         streamed=(p.a_read > 0, p.b_read > 0),
         pieces=piece_sizes(p, panels, max(c.cut.m), max(c.cut.n)) if p.a_read or p.b_read else (),
     )
