@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,7 +19,7 @@ from taskgraph.gathering import Gathered, gathered, stretches
 from taskgraph.plan import ProductPlan, TaskTag
 from taskgraph.program import made
 from workers.device_tile import part_of, run
-from workers.kernels import Deferred, Joined, add_onto, epilogue, gemm_panel, streams, tree_add, turned
+from workers.kernels import Deferred, Joined, Operand, add_onto, epilogue, gemm_panel, streams, tree_add, turned
 
 Key = Any  # (name, i, j, ...): a tuple of strings and numbers, which Dask's own type does not admit
 
@@ -118,6 +119,7 @@ class _Stage:
         )
         self.kernel = partial(_tile, ta=ta, tb=tb, strips=planned.strips)
         self.kernel_of = cache(self._kernel_of)
+        self.uses = self._uses()
         self.parts, self.strips = (f"{node.label}-{what}-{digest(name)}" for what in ("partial", "strip"))
         needs = self.a.needs | self.b.needs
         self.tasks = {n: TaskLayer(n, {}, set(), {}) for n in (self.parts, self.strips, name)}
@@ -125,15 +127,46 @@ class _Stage:
         self.tasks[self.strips].needs.add(self.parts)
         self.tasks[name].needs.update(needs, {self.parts, self.strips}, epilogue.needs if epilogue else ())
 
+    def _uses(self) -> Counter[Any]:
+        """How many tiles of a GPU take what was cut of an operand for this product, by side, line, panel and slot."""
+        planned, found = self.planned, Counter[Any]()
+        if "gpu" in planned.kinds and (self.a.is_cut or self.b.is_cut):
+            for tile, index in enumerate(itertools.product(*map(range, self.blocks))):
+                for panel in range(planned.panels):
+                    found.update(self._lines(tile, index, panel))
+        return found
+
+    def _lines(self, tile: int, index: Sequence[int], panel: int) -> list[Any]:
+        *batch, i, j = index
+        slot = self.planned.slots[tile * self.planned.panels + panel]
+        return [
+            (side, _broadcast(lead, batch), line, panel, slot)
+            for side, lead, line in ((0, self.lead_a, i), (1, self.lead_b, j))
+        ]
+
+    def _brief(self, tile: int, index: Sequence[int], panel: int) -> tuple[bool, bool]:
+        """Whether no other tile of a task's GPU takes the left operand, and the right one, which were cut for this
+        product: then copies of them need not stay on the device."""
+        if self.planned.kinds[tile * self.planned.panels + panel] != "gpu":
+            return False, False
+        of_a, of_b = (self.uses[line] == 1 for line in self._lines(tile, index, panel))
+        return self.a.is_cut and of_a, self.b.is_cut and of_b
+
     def _kernel_of(
-        self, panel: int, is_chained: bool, pieces: tuple[tuple[int, ...], tuple[int, ...]]
+        self,
+        panel: int,
+        is_chained: bool,
+        pieces: tuple[tuple[int, ...], tuple[int, ...]],
+        brief: tuple[bool, bool],
     ) -> Callable[..., Any]:
         """What a task of a panel calls. pieces: of how many every strip of the left line, and the right one, is joined;
-        made once for all alike, so that they travel once."""
+        made once for all alike, so that they travel once. brief: see `_brief`."""
         cuts = self.a.cut[self.a.runs[panel]], self.b.cut[self.b.runs[panel]]
         more: dict[str, Any] = {"chained": True} if is_chained else {}
         if any(n > 1 for side in pieces for n in side):
             more["pieces"] = pieces
+        if any(brief):
+            more["brief"] = brief
         return partial(self.kernel, cuts=cuts, alike=cuts[0] == cuts[1], **more)
 
     def layers(self) -> list[TaskLayer]:
@@ -175,7 +208,8 @@ class _Stage:
         for chain in chains:
             so_far: tuple[TaskRef, ...] = ()
             for panel in chain:
-                kernel, tag = self.kernel_of(panel, bool(so_far), pieces), planned.tag(first + panel, (*index, panel))
+                kernel = self.kernel_of(panel, bool(so_far), pieces, self._brief(tile, index, panel))
+                tag = planned.tag(first + panel, (*index, panel))
                 args = (*so_far, *(ref for line in left for ref in line[panel]), *right[panel])
                 if is_whole and panel == chain[-1]:
                     so_far = (self.finish(tuple(index), kernel, *args, tag=tag),)
@@ -215,7 +249,8 @@ class _Side:
 
     cut: along k; runs: for every panel, which of those stretches. lines: for every block row of a left operand (block
     column of a right one), what a task takes of it, a list for every panel; made once, for all the tiles that it meets.
-    pieces: for every line, of how many pieces each stretch of k is joined. slices: the tasks that take parts of blocks.
+    pieces: for every line, of how many pieces each stretch of k is joined. slices: the tasks that take parts of blocks;
+    is_cut: nothing but such parts is taken.
     """
 
     cut: tuple[int, ...]
@@ -224,6 +259,7 @@ class _Side:
     pieces: Sequence[int]
     needs: set[str]
     slices: TaskLayer | None = None
+    is_cut: bool = False
 
 
 def _side(x: Expr, inner_first: bool, name: str | None, panels: tuple[int, ...], gathers: bool, home: str) -> _Side:
@@ -259,7 +295,8 @@ def _gathered_side(x: Expr, g: Gathered, name: str, panels: tuple[int, ...], hom
         for o, pieces in enumerate(g.outer):
             lines[lead, o] = [[take(lead, k, piece) for k in g.k[run] for piece in pieces] for run in runs]
     needs = {name, sliced.name} if sliced.tasks else {name}
-    return _Side(g.cut, runs, lines, [len(o) for o in g.outer], needs, sliced if sliced.tasks else None)
+    is_cut = all(p.part for p in g.k) or all(p.part for outer in g.outer for p in outer)
+    return _Side(g.cut, runs, lines, [len(o) for o in g.outer], needs, sliced if sliced.tasks else None, is_cut)
 
 
 def _deferred(x: Expr) -> Callable[[tuple[int, ...]], Deferred]:
@@ -297,18 +334,22 @@ def _tile(
     alike: bool,
     chained: bool = False,
     pieces: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+    brief: tuple[bool, bool] = (False, False),
 ) -> Any:
     """A panel of a tile: the blocks of a's line along k, for every strip, then those of b's.
 
     cuts: how the two are cut along k; where they are not alike, each is looked at through views between all boundaries
     of both. chained: the first argument is what the panels before gave, to which this one is added. strips: where there
     are several, the result is a list of them. pieces: for every strip of a, and for b, of how many arguments each of
-    its blocks is to be joined.
+    its blocks is to be joined. brief: whether the device may forget a's blocks, and b's, when they are used.
     """
     before, tiles = (args[0], args[1:]) if chained else (None, args)
     of_a, of_b = cuts
     of_rows, (of_columns,) = pieces or ((1,) * strips, (1,))
     left = iter(tiles)
+    if any(brief):
+        of_a_line = sum(of_rows) * len(of_a)
+        left = iter([_passing(x) if brief[n >= of_a_line] else x for n, x in enumerate(tiles)])
     lefts: list[Any] = [_joined(left, n, len(of_a), -1 if ta else -2) for n in of_rows]
     rights: Any = _joined(left, of_columns, len(of_b), -2 if tb else -1)
     both = refine(of_a, of_b)
@@ -322,6 +363,11 @@ def _tile(
         so_far: Any = before if strips > 1 else [before]
         found = [add_onto(xp, new, old) for new, old in zip(found, so_far, strict=True)]
     return found if strips > 1 else found[0]
+
+
+def _passing(x: Any) -> Any:
+    """An operand of which no copy stays on the device."""
+    return x.in_one() if isinstance(x, Operand) and x.pieces == 1 else x
 
 
 def _joined(args: Iterator[Any], pieces: int, blocks: int, axis: int) -> list[Any]:

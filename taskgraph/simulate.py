@@ -369,12 +369,17 @@ class _Run:
         for need, nbytes in job.needs:
             if self._is_on_device(need) or need in w.uploaded:
                 continue
-            if nbytes == self.jobs[need].nbytes and w.memory.is_kept(nbytes):
+            whole = nbytes == self.jobs[need].nbytes
+            if whole and w.memory.is_kept(nbytes) and not self._is_brief(need, job):
                 w.uploaded.add(need)
                 w.memory.uploaded(nbytes)
             else:
                 passing += nbytes
         return passing * min(2, job.pairs) // job.pairs if job.pairs else passing
+
+    def _is_brief(self, need: int, job: Job) -> bool:
+        """Whether a part of a block is for one task of a worker alone: then no copy of it stays on the device."""
+        return self.jobs[need].stays and sum(self.jobs[u].slot == job.slot for u in self.users[need]) == 1
 
     def _is_on_device(self, need: int) -> bool:
         """Whether a result lies on GPUs: on the one that made it, and on those that got it."""

@@ -19,7 +19,7 @@ from workers.rates import note, rest
 #: nobody misses; measured on strips of 4096 x 8192 x 4096 in float32, 64 MB to 8 MB take the same time).
 SCRATCH_BYTES = 32 * 2**20
 
-__all__ = ["Deferred", "Joined", "add_onto", "epilogue", "gemm_panel", "streams", "tree_add", "turned"]
+__all__ = ["Deferred", "Joined", "Operand", "add_onto", "epilogue", "gemm_panel", "streams", "tree_add", "turned"]
 
 
 @streams
