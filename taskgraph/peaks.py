@@ -17,6 +17,7 @@ import numpy as np
 from taskgraph.cost import Choice, Evaluation
 from taskgraph.expr import Expr
 from taskgraph.gathering import spans
+from taskgraph.holding import MESSAGE_BYTES
 from taskgraph.machine import Device
 from taskgraph.problem import PIECE_BYTES, SHORTEST_PIECE
 from taskgraph.slots import Floats
@@ -38,7 +39,8 @@ def peaks(e: Evaluation, choice: Choice, is_one: bool) -> dict[str, int]:
     work = _most(e, _buffers(e, choice)) * threads
     first = np.minimum(_most(e, e.tile) * threads, results)
     pieces = _most(e, np.maximum(e.row[:, None], e.column) / panels)
-    comes = np.where(e.crossing > 0, pieces, 0.0)  # the message, beside what is unpacked of it, or is packed in it
+    # the message, beside what is unpacked of it, or was packed in it
+    comes = np.minimum(e.crossing.max(), np.maximum(pieces, MESSAGE_BYTES))
     on_host = _on_host(e, is_one) + results - first + np.maximum(first + work, comes)
     shares = [shares_of(int(m)) for m in memory]
     at_rest = np.minimum(results, [s.results for s in shares])
@@ -62,12 +64,13 @@ def with_epilogue(
         return dict(planned.peak_bytes)
     others = list(dict.fromkeys(i for n in behind for i in n.inputs if i is not node and i not in behind and i.ndim))
     parts = len(planned.slots)
-    tile = node.nbytes * max(planned.grid.m) * max(planned.grid.n) / max(1, planned.m * planned.n * planned.batch)
+    largest = max(planned.grid.m) * max(planned.grid.n) / max(1, planned.m * planned.n * planned.batch)
+    passing = max(n.nbytes for n in behind) if len(behind) > 1 else 0
     kinds, found = {d.name: d for d in devices}, {}
     for name, nbytes in planned.peak_bytes.items():
         d = kinds[name]
         share = min(1.0, max(1, planned.slots.count(name)) / parts if name in planned.slots else 1.0)
-        more = tile * d.threads
+        more = largest * (node.nbytes + passing) * d.threads + share * max(0, x.nbytes - node.nbytes)
         for other in others:
             count, lies = math.prod(map(len, other.chunks)), 0.0
             if d.kind == "cpu" and other.op.kind != "source":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import tracemalloc
 from collections import Counter
 
+import dask
 import numpy as np
 import pytest
+from dask._task_spec import DataNode
 from planning import data, machine, tags
 
 import taskgraph as tg
@@ -19,6 +21,7 @@ from taskgraph.passes import group
 from taskgraph.program import compile_nodes
 from taskgraph.simulate import simulate
 from taskgraph.tensor import Tensor
+from workers.kernels import tree_add
 
 MIB = 2**20
 N = 512
@@ -120,3 +123,114 @@ def test_operands_are_made_near_the_tiles_that_need_them():
     assert None not in made
     assert Counter(made) == Counter(tag["near"] for tag in tags(lower(p)).values() if "tile" not in tag)
     assert simulate(p).bytes_moved == pytest.approx(p.bytes_moved)
+
+
+SIDE = 256
+
+
+def blocks_of_task(graph, key):
+    """What a task takes, computed; the task itself."""
+    task = graph[key]
+    return task, {d: dask.get(graph, d) for d in task.dependencies}
+
+
+@pytest.mark.parametrize(("of_a", "of_b"), [
+    (((SIDE,), (SIDE,)), ((SIDE,), (SIDE,))),  # one pair
+    (((2 * SIDE,), (SIDE // 2, SIDE // 2)), ((SIDE // 2, SIDE // 2), (SIDE,))),  # two pairs
+    (((SIDE // 4,) * 4, (SIDE,)), ((SIDE,), (SIDE,))),  # rows of tiles of several blocks, joined
+    (((SIDE // 4,) * 4, (SIDE,)), ((SIDE,), (SIDE // 4,) * 4)),  # both
+    (((SIDE,), (SIDE // 2, SIDE // 2)), ((SIDE,), (SIDE,))),  # k cut otherwise on the right
+], ids=str)  # fmt: skip
+def test_a_task_needs_what_is_predicted(of_a, of_b):
+    """Of a tile: its result, the buffer through which products are added up, what it joins."""
+    scale = 4
+    of_a, of_b = ([[scale * n for n in axis] for axis in chunks] for chunks in (of_a, of_b))
+    a, b = (kept(name, tuple(map(tuple, chunks))) for name, chunks in (("a", of_a), ("b", of_b)))
+    p = tg.plan(a @ b, TWO)
+    jobs = {job.label: job for job in jobs_of(p).items if job.flops}
+    graph = lower(p).graph.to_dict()
+    # the user's arrays are in no graph of ours
+    ones = {(n, i, j): np.ones((r, c), "float32") for n, (rs, cs) in (("a", of_a), ("b", of_b))
+            for i, r in enumerate(rs) for j, c in enumerate(cs)}  # fmt: skip
+    graph |= {k: DataNode(k, v) for k, v in ones.items()}
+    for key in [k for k in graph if str(k[0]).startswith("matmul-") and "-partial-" not in k[0]]:
+        task, taken = blocks_of_task(graph, key)
+        task(taken)  # what is made once
+        tracemalloc.start()
+        try:
+            task(taken)
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        job = jobs[f"matmul[{key[1]},{key[2]}]"]
+        assert most <= (job.nbytes + job.scratch) * 1.02 <= 1.1 * most
+
+
+def test_what_an_epilogue_takes_of_a_kept_block_is_a_view_of_it():
+    a, b, c = kept("a", ((N, N), (N,))), kept("b", ((N,), (2 * N,))), kept("c", ((2 * N,), (2 * N,)))
+    p = tg.plan(a @ b + c, TWO)
+    parts = [job for job in jobs_of(p).items if job.stays]
+    assert parts
+    assert all(job.is_view and not job.is_strided for job in parts)
+    graph = lower(p).graph.to_dict()
+    block = np.ones((2 * N, 2 * N), "float32")
+    graph["c", 0, 0] = DataNode(("c", 0, 0), block)
+    taken = [dask.get(graph, k) for k, t in graph.items() if ("c", 0, 0) in getattr(t, "dependencies", ())]
+    assert len(taken) == len(parts)
+    assert all(np.shares_memory(x, block) for x in taken)
+    # one that the user keeps would keep all of its block
+    assert not [job for job in jobs_of(tg.plan(tg.exp(c).rechunk(((N, N), (2 * N,))), TWO)).items if job.stays]
+
+
+def test_who_sends_a_part_that_is_not_in_one_piece_has_a_copy_of_it():
+    """Columns of a block; rows of one are sent from where they are."""
+    where = {("a", 0, 0): "cpu-0", ("b", 0, 0): "cpu-0"}
+    held = {}
+    for name, a, b in (
+        ("columns", kept("a", ((N,), (64 * N,))), kept("b", ((64 * N,), (N,)))),
+        ("rows", kept("a", ((64 * N,), (N,))), kept("b", ((N,), (N,)))),
+    ):
+        p = tg.plan(a @ b, TWO)
+        assert len(only_slots(p)) == 2
+        held[name] = simulate(p, where).peak_bytes["cpu-0"] - a.expr.nbytes - b.expr.nbytes
+    half = 32 * N * N * 4
+    assert held["columns"] >= half
+    assert held["rows"] <= half + 2 * N * N * 4  # its own tile
+
+
+def only_slots(p):
+    (planned,) = p.products.values()
+    return set(planned.slots)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13])
+def test_a_sum_holds_few_sums_at_a_time(count):
+    parts = [np.ones(MIB) for _ in range(count)]
+    tree_add(np, parts[:2])
+    tracemalloc.start()
+    try:
+        tree_add(np, parts)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most <= (count.bit_length() - 1) * parts[0].nbytes * 1.01 + 1000
+
+
+WRITTEN = {
+    "square": lambda x: x("a", 4, 4) @ x("b", 4, 4),
+    "tall": lambda x: x("a", 64, 1) @ x("b", 1, 1),
+    "inner": lambda x: x("a", 1, 64) @ x("b", 64, 1),
+    "transposed": lambda x: x("a", 4, 3).mT @ x("b", 5, 4).mT,
+    "gram": lambda x: (lambda a: a.mT @ a)(x("a", 10, 4)),
+    "biased": lambda x: tg.tanh(x("a", 4, 3) @ x("b", 3, 4) + tg.ones(4 * N)),
+    "residual": lambda x: x("a", 4, 2) @ x("b", 2, 4) + x("c", 4, 4),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_plan_says_no_less_than_its_simulation(written):
+    """All operands in one block each, on one worker, of which the plan knows nothing."""
+    product = WRITTEN[written](lambda name, m, n: kept(name, ((m * N,), (n * N,))))
+    p = tg.plan(product, TWO)
+    found = simulate(p, {(name, 0, 0): "cpu-0" for name in "abc"}).peak_bytes
+    assert max(found.values()) <= 1.01 * max(p.peak_bytes.values())
