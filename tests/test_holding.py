@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 import dask
 import numpy as np
@@ -16,8 +17,11 @@ from taskgraph.dealing import relocated
 from taskgraph.execute import persisted
 from taskgraph.holding import Holding
 from taskgraph.jobs import jobs_of
+from taskgraph.layout import cut_operands, gathering
 from taskgraph.lower import Output, lower
 from taskgraph.passes import group
+from taskgraph.plan import Plan, TileGrid
+from taskgraph.problem import even
 from taskgraph.program import compile_nodes
 from taskgraph.simulate import simulate
 from taskgraph.tensor import Tensor
@@ -234,3 +238,22 @@ def test_a_plan_says_no_less_than_its_simulation(written):
     p = tg.plan(product, TWO)
     found = simulate(p, {(name, 0, 0): "cpu-0" for name in "abc"}).peak_bytes
     assert max(found.values()) <= 1.01 * max(p.peak_bytes.values())
+
+
+@pytest.mark.parametrize(("grid", "stay"), [
+    ((1, 1), (False, False)), ((1, 2), (True, False)), ((2, 1), (False, True)), ((2, 2), (True, True)),
+])  # fmt: skip
+def test_a_gpu_keeps_copies_of_parts_that_several_of_its_tiles_take(grid, stay):
+    """Operands in one block each: parts of it are cut for each tile, and panel."""
+    m, (rows, columns) = machine(cpus=((1.0, 1),), gpus=(1e3,), gpu_memory=2**30), grid
+    with tg.device("gpu"):
+        a, b = (kept(name, ((4 * N,), (4 * N,))) for name in "ab")
+        p = tg.plan(a @ b, m)
+    (node, planned), at = *p.products.items(), TileGrid(even(4 * N, rows), even(4 * N, columns), (2 * N, 2 * N))
+    parts = rows * columns * 2
+    planned = replace(planned, grid=at, slots=("gpu-0",) * parts, kinds=("gpu",) * parts, streamed=(False, False))
+    new = cut_operands(node, planned, (False, False))
+    planned = replace(planned, name=new.name, gathers=gathering(new, planned))
+    tasks = lower(Plan((new,), {new: planned}, m)).graph.to_dict()
+    said = {t.args[0].keywords.get("brief", (False, False)) for k, t in tasks.items() if str(k[0]).startswith("matmul")}
+    assert said == {(not stay[0], not stay[1])}
