@@ -39,9 +39,9 @@ def peaks(e: Evaluation, choice: Choice, is_one: bool) -> dict[str, int]:
     work = _most(e, _buffers(e, choice)) * threads
     first = np.minimum(_most(e, e.tile) * threads, results)
     pieces = _most(e, np.maximum(e.row[:, None], e.column) / panels)
-    # the message, beside what is unpacked of it, or was packed in it
+    # a message, while it is unpacked, or as long as it is sent
     comes = np.minimum(e.crossing.max(), np.maximum(pieces, MESSAGE_BYTES))
-    on_host = _on_host(e, is_one) + results - first + np.maximum(first + work, comes)
+    on_host = _on_host(e, is_one) + results + work + comes
     shares = [shares_of(int(m)) for m in memory]
     at_rest = np.minimum(results, [s.results for s in shares])
     copies = np.minimum(_copies(e, panels, is_one), [s.copies for s in shares])
@@ -52,17 +52,26 @@ def peaks(e: Evaluation, choice: Choice, is_one: bool) -> dict[str, int]:
 
 
 def with_epilogue(
-    planned: ProductPlan, node: Expr, users: Mapping[Expr, Sequence[Expr]], devices: Sequence[Device]
+    planned: ProductPlan,
+    node: Expr,
+    users: Mapping[Expr, Sequence[Expr]],
+    kept: Sequence[Expr],
+    devices: Sequence[Device],
 ) -> dict[str, int]:
     """The same with the elementwise work that will run in the tasks of the product's tiles: the tile that it takes, and
-    its share of what it takes besides, of which all may lie on one worker."""
+    its share of what it takes besides, of which all may lie on one worker; and with kept data that others need.
+
+    users: of every expression of the graph. kept: the data in it that lie on workers.
+    """
     behind, x = [], node
     while len(users[x]) == 1 and users[x][0].op.kind == "elementwise" and users[x][0].shape == node.shape:
         x = users[x][0]
         behind.append(x)
-    if not behind or planned.mirrored:
-        return dict(planned.peak_bytes)
+    if planned.mirrored:
+        behind = []
     others = list(dict.fromkeys(i for n in behind for i in n.inputs if i is not node and i not in behind and i.ndim))
+    taken = {x.inputs[0] if x.op.name == "rechunk" else x for x in (*node.inputs, *others)}
+    idle = [x for x in kept if x not in taken]
     parts = len(planned.slots)
     largest = max(planned.grid.m) * max(planned.grid.n) / max(1, planned.m * planned.n * planned.batch)
     passing = max(n.nbytes for n in behind) if len(behind) > 1 else 0
@@ -70,15 +79,19 @@ def with_epilogue(
     for name, nbytes in planned.peak_bytes.items():
         d = kinds[name]
         share = min(1.0, max(1, planned.slots.count(name)) / parts if name in planned.slots else 1.0)
-        more = largest * (node.nbytes + passing) * d.threads + share * max(0, x.nbytes - node.nbytes)
-        for other in others:
-            count, lies = math.prod(map(len, other.chunks)), 0.0
-            if d.kind == "cpu" and other.op.kind != "source":
-                holders = sum(o.kind == "cpu" for o in devices)
-                lies = math.ceil(count / holders) * math.prod(map(max, other.chunks)) * other.dtype.itemsize
-            more += min(other.nbytes, lies + share * other.nbytes)
+        more = largest * (node.nbytes * bool(behind) + passing) * d.threads + share * max(0, x.nbytes - node.nbytes)
+        more += sum(min(o.nbytes, _lies(o, d, devices) + share * o.nbytes) for o in others)
+        more += sum(_lies(o, d, devices) for o in idle)
         found[name] = int(min(nbytes + more, d.memory_bytes))
     return found
+
+
+def _lies(x: Expr, d: Device, devices: Sequence[Device]) -> float:
+    """Bytes of the blocks of `x` that lie on a CPU worker, of equal numbers on all of them."""
+    if d.kind == "gpu" or x.op.kind == "source":
+        return 0.0
+    each = math.ceil(math.prod(map(len, x.chunks)) / sum(o.kind == "cpu" for o in devices))
+    return min(x.nbytes, each * math.prod(map(max, x.chunks)) * x.dtype.itemsize)
 
 
 def _most(e: Evaluation, each: Floats) -> Floats:
@@ -100,7 +113,8 @@ def _buffers(e: Evaluation, choice: Choice) -> Floats:
         if not free:
             most = np.maximum(PIECE_BYTES, sizes * SHORTEST_PIECE / max(1, p.k))
             joined = joined + np.expand_dims(np.minimum(sizes / panels, most) * spans(blocks, wanted), axis)
-    several = len(p.k_blocks) > panels or bool(e.piece.any()) or bool(joined.any())
+    # sources are made in several blocks along k
+    several = len(p.k_blocks) > panels or p.a_free or p.b_free or bool(joined.any())
     buffers: Floats = (choice.chain > 1) * e.tile + several * e.scratch + e.piece + joined
     return buffers
 

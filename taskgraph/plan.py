@@ -199,8 +199,8 @@ class Plan:
     makespan: predicted seconds of the products one after another; area_bound: with all devices that they may use at
     full speed all the time (the greatest of the bounds over dtypes and pins). bytes_moved: predicted bytes between
     workers for their operands and partial results; bytes_bound: the least that these workers need. peak_bytes: for each
-    worker, the most that it holds for any one product. tiles: tiles (and panels apart) of products per worker ("any
-    cpu" where the plan leaves the choice to the moment).
+    worker, the most that it holds while any one product is computed. tiles: tiles (and panels apart) of products per
+    worker ("any cpu" where the plan leaves the choice to the moment).
     """
 
     roots: tuple[Expr, ...]
@@ -281,7 +281,7 @@ def plan(roots: Sequence[Expr], machine: Machine, judge: Judge | None = None) ->
     fits in no way into the memory of the devices that it may use.
     """
     order = topological(roots)
-    users = consumers(order)
+    users, kept = consumers(order), [x for x in order if x.op.name == "dask"]
     for node in order:
         _check_pin(node, machine)
     products: dict[Expr, ProductPlan] = {}
@@ -293,7 +293,9 @@ def plan(roots: Sequence[Expr], machine: Machine, judge: Judge | None = None) ->
         often = [len(users[i]) > 1 for i in node.inputs]
         a_at, b_at = (_lies_at(i, products, machine) for i in inputs)
         new, products_plan = _cut(new, choose(new, machine, a_at, b_at, often, judge), often)
-        products[new] = replace(products_plan, peak_bytes=with_epilogue(products_plan, node, users, machine.devices))
+        products[new] = replace(
+            products_plan, peak_bytes=with_epilogue(products_plan, node, users, kept, machine.devices)
+        )
         return new
 
     return Plan(rewrite(roots, rule), products, machine)
