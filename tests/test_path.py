@@ -234,7 +234,12 @@ def watched_lowering() -> Iterator[tuple[list[Lowered], dict[Any, Said]]]:
         for node in g.nodes:  # what is fused must be of one mind
             follows = g.product is not None and node.device in (None, "cpu+gpu", first.device)
             assert node in plan.products or follows or plan.kind_of(node) == said.kind, node
-        return noted(done, lambda: real_group(done, g, *args), lambda key: said_of(plan, first, key))
+        in_place = Said(plan.machine.home)  # parts of blocks, where these lie
+        return noted(
+            done,
+            lambda: real_group(done, g, *args),
+            lambda key: in_place if first in done.in_place else said_of(plan, first, key),
+        )
 
     def one_task(done: Any, *args: Any) -> Any:
         plan: Plan = done.plan
