@@ -13,6 +13,7 @@ from scheduler_plugins.placement import (
     has_room,
     places,
 )
+from taskgraph.plan import TAG
 
 #: Groups whose durations are remembered. Chosen: far more than are computed at once.
 GROUPS_KEPT = 1024
@@ -84,15 +85,22 @@ class SchedulerFacts:
 
     def view(self, ws: Any, kind: str) -> WorkerView | None:
         """A worker as a candidate; None if no task would find a place there, the usual case."""
-        in_flight = len(ws.processing) - len(ws.long_running)
-        if in_flight >= ws.nthreads * (1 + PREFETCH_PER_THREAD):
+        there = len(ws.processing) - len(ws.long_running)
+        if there >= 2 * ws.nthreads * (1 + PREFETCH_PER_THREAD):
             return None
-        groups = {ts.group for ts in ws.processing}
+        parts = sum(is_part(ts) for ts in ws.processing)
+        in_flight = there - parts
+        groups = {ts.group for ts in ws.processing if not is_part(ts)}
         slowest_s = max((self._group_s(group) for group in groups), default=0.0)
         if in_flight >= places(ws.nthreads, slowest_s):
             return None
         room = has_room(ws.nbytes, ws.memory_limit)
-        return WorkerView(str(ws.name), kind, ws.nthreads, in_flight, slowest_s, room)
+        return WorkerView(str(ws.name), kind, ws.nthreads, in_flight, slowest_s, room, parts)
+
+
+def is_part(ts: Any) -> bool:
+    """Whether a task only takes a part out of a block."""
+    return bool(((ts.annotations or {}).get(TAG) or {}).get("stays"))
 
 
 def held_by_slot(scheduler: Any, tags: Mapping[Any, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

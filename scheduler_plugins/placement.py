@@ -27,7 +27,8 @@ the places they have. The rules:
    is let through, since then nothing else could ever free memory.
 
 8. *Parts.* A task that only takes a part out of a block has for its slot the worker that holds the block, of
-   whatever kind (`staying`), and is never stolen: to move the part is less than to move the block.
+   whatever kind (`staying`), and is never stolen: to move the part is less than to move the block. It takes no time, so
+   it takes no place either: a worker full of parts would look as if it had none for its tiles, and lose them.
 
 Consequences seen from Dask: waiting tasks are in the state `no-worker` (`scheduler.unrunnable`), also while
 they merely wait for a place. Adaptive scaling counts these like queued tasks (so it scales up for them), a
@@ -66,7 +67,8 @@ PREFETCH_PER_THREAD = 31
 
 @dataclass(frozen=True, slots=True)
 class ReadyTask:
-    """A task whose inputs exist. `priority` is Dask's; `source` says that it has no dependencies."""
+    """A task whose inputs exist. `priority` is Dask's; `source` says that it has no dependencies, `part` that it only
+    takes a part out of a block."""
 
     key: Key
     priority: tuple[float, ...]
@@ -74,15 +76,17 @@ class ReadyTask:
     slot: str | None = None
     pinned: bool = False
     source: bool = False
+    part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
     """A worker that may be given tasks now: running, neither paused nor closing.
 
-    in_flight: tasks processing there, everybody's, less those that left their thread.
+    in_flight: tasks processing there, everybody's, less those that left their thread, and less parts (rule 8).
     slowest_s: the longest expected duration among them.
     room: its memory allows sources.
+    parts: parts that are processing there.
     """
 
     name: str
@@ -91,6 +95,7 @@ class WorkerView:
     in_flight: int = 0
     slowest_s: float = 0.0
     room: bool = True
+    parts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +282,7 @@ class _Round:
         self.queue, self.alive, self.coming, self.facts = queue, alive, coming, facts
         self.workers = {view.name: view for view in sorted(workers, key=lambda view: view.name)}
         self.load = {name: view.in_flight for name, view in self.workers.items()}
+        self.parts = {name: view.parts for name, view in self.workers.items()}
         self.slowest = {name: view.slowest_s for name, view in self.workers.items()}
         self.pools: dict[str, list[str]] = {}
         for name, view in self.workers.items():
@@ -314,6 +320,8 @@ class _Round:
         view, duration_s = self.workers[name], max(duration_s, self.slowest[name])
         if task.source and (not view.room or (duration_s >= LONG_S and self.load[name] >= view.nthreads)):
             return False
+        if task.part and self.parts[name] >= places(view.nthreads, 0):
+            return False
         return self.load[name] < places(view.nthreads, duration_s)
 
     def choose(self, task: ReadyTask, pool: Sequence[str]) -> str | None:
@@ -334,9 +342,12 @@ class _Round:
 
     def bind(self, task: ReadyTask, name: str, *, stolen: bool = False) -> None:
         self.queue.discard(task.key)
+        self.bindings.append(Binding(task, name, stolen, fallback=self.workers[name].kind != task.kind))
+        if task.part:
+            self.parts[name] += 1
+            return
         self.load[name] += 1
         self.slowest[name] = max(self.slowest[name], self.facts.duration_s(task.key))
-        self.bindings.append(Binding(task, name, stolen, fallback=self.workers[name].kind != task.kind))
 
     def steal(self) -> None:
         """Rule 4."""

@@ -278,7 +278,7 @@ class TilePlacement(SchedulerPlugin):
         if tag.get("stays"):
             slot, pinned = staying(self._facts.held_bytes(ts.key), self._kinds), True
             kind = self._kinds.get(slot or "", kind)
-        self._ready.add(ReadyTask(ts.key, ts.priority or (), kind, slot, pinned, source))
+        self._ready.add(ReadyTask(ts.key, ts.priority or (), kind, slot, pinned, source, tag.get("stays", False)))
         self._wake()
 
     def _count_tile(self, tag: TaskTag, worker: str) -> None:

@@ -239,8 +239,8 @@ class _Run:
         if job.stays:
             slot = self.staying(self.held_bytes(number), self.kinds)
             kind = self.kinds[slot]
-        pinned = job.pinned or job.stays
-        self.queue.add(self.task(number, self.urgency(number), kind, slot, pinned, source=not job.needs))
+        pinned, source = job.pinned or job.stays, not job.needs
+        self.queue.add(self.task(number, self.urgency(number), kind, slot, pinned, source, job.stays))
 
     def urgency(self, number: int) -> tuple[int, int]:
         """As the priorities of the tasks: parts of blocks first, which cost nothing."""
@@ -264,11 +264,13 @@ class _Run:
 
     def _look(self, w: _Worker) -> None:
         d = w.device
-        if len(w.bound) >= self.places(d.threads, w.slowest):
+        parts = sum(self.jobs[number].stays for number in w.bound)
+        in_flight = len(w.bound) - parts
+        if in_flight >= self.places(d.threads, w.slowest):
             self.open.pop(w.number, None)
             return
         room = self.has_room(w.memory.held, d.memory_bytes)
-        self.open[w.number] = self.view(d.name, d.kind, d.threads, len(w.bound), w.slowest, room)
+        self.open[w.number] = self.view(d.name, d.kind, d.threads, in_flight, w.slowest, room, parts)
 
     # a job's way
 

@@ -177,6 +177,18 @@ def test_no_stealing_at_the_start_merely_because_operands_have_not_arrived() -> 
     assert place(many, workers, coming={"gpu-1": 4}) == {0: "gpu-1"}
 
 
+def test_parts_of_blocks_take_no_place() -> None:
+    parts = [tile(f"part {n}", n, "gpu-0", pinned=True, part=True) for n in range(99)]
+    tiles = [tile(n, 100 + n, "gpu-0") for n in range(2)]
+    workers = [gpu(0), gpu(1)]
+    # Both tiles are sent to their worker, so that there is none to steal, and no more parts than a worker may have.
+    placed = place([*parts, *tiles], workers, facts=Table(default_s=SECOND), coming={"gpu-1": 4})
+    assert {placed[0], placed[1]} == {"gpu-0"}
+    assert sum(where == "gpu-0" for where in placed.values()) == 2 + 32
+    assert place(parts, [gpu(0, parts=32), gpu(1)]) == {}
+    assert place(tiles, [gpu(0, parts=32), gpu(1)]) == {0: "gpu-0", 1: "gpu-0"}
+
+
 def test_without_a_slot_a_task_follows_its_operands_unless_waiting_costs_more() -> None:
     tasks = [tile("a", 0)]
     held = {"a": {"gpu-1": 10**9}}

@@ -53,7 +53,7 @@ class Simulation:
             for w in range(workers)
         ]
         names = [f"w-{w}" for w in range(workers) for _ in range(each)]
-        tasks = {key: Thing(key=key, group=group, dependencies=()) for key in range(len(names))}
+        tasks = {key: Thing(key=key, group=group, dependencies=(), annotations=None) for key in range(len(names))}
         stealing = Thing(in_flight={}, move_task_request=self.move)
         scheduler = Thing(tasks=tasks, bandwidth=1e9, UNKNOWN_TASK_DURATION=0.5, aliases={})
         scheduler.running, scheduler.extensions = self.states, {"stealing": stealing}
