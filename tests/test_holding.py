@@ -199,7 +199,7 @@ def test_who_sends_a_part_that_is_not_in_one_piece_has_a_copy_of_it():
         held[name] = simulate(p, where).peak_bytes["cpu-0"] - a.expr.nbytes - b.expr.nbytes
     half = 32 * N * N * 4
     assert held["columns"] >= half
-    assert held["rows"] <= half + 2 * N * N * 4  # its own tile
+    assert held["rows"] <= half + 3 * N * N * 4  # a tile at work, 1 of 11
 
 
 def only_slots(p):
