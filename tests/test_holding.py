@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import dask
 import numpy as np
@@ -38,6 +40,16 @@ def kept(name: str, chunks: tuple[tuple[int, ...], ...]) -> Tensor:
         (name, i, j): np.ones((m, n), "float32") for i, m in enumerate(chunks[0]) for j, n in enumerate(chunks[1])
     }
     return Tensor(persisted(blocks, Output(name, chunks, np.dtype("float32"))))
+
+
+def most_traced(call: Callable[..., Any], *args: Any) -> int:
+    """The most bytes that are held at once while it runs, beside what was there."""
+    tracemalloc.start()
+    try:
+        call(*args)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_kept_blocks_lie_where_they_are():
@@ -84,13 +96,7 @@ def test_intermediate_values_go_after_their_last_use(written, between):
     program, _ = compile_nodes("chain", nodes, nodes[-1:])
     value = np.ones((N, N), "float32")
     program(np, value)  # what is imported or made once
-    tracemalloc.start()
-    try:
-        program(np, value)
-        most = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert job.nbytes + job.scratch == pytest.approx(most, rel=0.05)
+    assert job.nbytes + job.scratch == pytest.approx(most_traced(program, np, value), rel=0.05)
 
 
 def test_a_gpu_holds_its_shares_of_results_and_copies_and_what_is_at_work():
@@ -160,12 +166,7 @@ def test_a_task_needs_what_is_predicted(of_a, of_b):
     for key in [k for k in graph if str(k[0]).startswith("matmul-") and "-partial-" not in k[0]]:
         task, taken = blocks_of_task(graph, key)
         task(taken)  # what is made once
-        tracemalloc.start()
-        try:
-            task(taken)
-            most = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        most = most_traced(task, taken)
         job = jobs[f"matmul[{key[1]},{key[2]}]"]
         assert most <= (job.nbytes + job.scratch) * 1.02 <= 1.1 * most
 
@@ -211,13 +212,7 @@ def only_slots(p):
 def test_a_sum_holds_few_sums_at_a_time(count):
     parts = [np.ones(MIB) for _ in range(count)]
     tree_add(np, parts[:2])
-    tracemalloc.start()
-    try:
-        tree_add(np, parts)
-        most = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert most <= (count.bit_length() - 1) * parts[0].nbytes * 1.01 + 1000
+    assert most_traced(tree_add, np, parts) <= (count.bit_length() - 1) * parts[0].nbytes * 1.01 + 1000
 
 
 WRITTEN = {
